@@ -1,0 +1,41 @@
+"""Gumbel noise and the Gumbel-Max trick.
+
+Source: Gumbel, 1954; Maddison et al., 2014, arXiv:1411.0030.
+"""
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import one_hot
+
+
+def centred(logits: Tensor) -> Tensor:
+    """Returns logits minus their largest, (..., K), in float32 or more; a masked candidate stays -inf.
+
+    Raises:
+        ValueError: A row has a NaN or +inf, or no candidate that is not masked.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    largest = logits.detach().amax(-1, keepdim=True)
+    if not torch.isfinite(largest).all():
+        raise ValueError("logits must be finite, or -inf for a masked candidate with at least one left per row")
+    return logits - largest
+
+
+def one_hot_argmax(scores: Tensor) -> Tensor:
+    """Returns the one-hot argmax over the last dimension, (..., K), in the dtype of `scores`."""
+    return one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
+
+
+def gumbel_noise(like: Tensor, generator: Generator | None = None) -> Tensor:
+    """Returns standard Gumbel noise of the shape, device and dtype of `like`, but never in half precision.
+
+    Drawn as -log(Exp(1)); the exponential is clamped at the dtype's smallest normal number, so the noise is finite.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    exponential = torch.empty(like.shape, device=like.device, dtype=dtype).exponential_(generator=generator)
+    return -exponential.clamp_min(torch.finfo(dtype).tiny).log()
+
+
+def gumbel_max(logits: Tensor, generator: Generator | None = None) -> Tensor:
+    """Returns exact one-hot samples of softmax(logits), (..., K); a logit of -inf is never drawn."""
+    return one_hot_argmax(centred(logits) + gumbel_noise(logits, generator)).to(logits.dtype)

@@ -1,0 +1,125 @@
+"""Candidate operations that spaces share. Each maps (B, in_channels, H, W) to (B, channels, ceil(H/s), ceil(W/s)).
+
+The convolutional blocks are those of DARTS (Liu et al., 2019, arXiv:1806.09055) and MobileNetV2 (Sandler et al., 2018,
+arXiv:1801.04381).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Zero(nn.Module):
+    """The operation `none`: zeros of the output's shape."""
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.channels, self.stride = channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns zeros."""
+        return zeros(x, self.channels, self.stride)
+
+
+class FactorizedReduce(nn.Module):
+    """Halves the resolution with two 1x1 convolutions of stride 2, the second shifted by one pixel.
+
+    An odd side is padded by one zero for the shifted half, so both halves have ceil(side / 2).
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, affine: bool) -> None:
+        super().__init__()
+        half = channels // 2
+        self.first = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
+        self.second = nn.Conv2d(in_channels, channels - half, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, in_channels, H, W) to (B, channels, ceil(H/2), ceil(W/2))."""
+        x = x.relu()
+        shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
+        return self.norm(torch.cat([self.first(x), self.second(shifted)], dim=1))  # type: ignore[no-any-return]
+
+
+def relu_conv_norm(in_channels: int, channels: int, kernel: int, stride: int = 1, *, affine: bool) -> nn.Sequential:
+    """Returns ReLU, convolution, batch norm."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    )
+
+
+def separable_conv(
+    in_channels: int, channels: int, kernel: int, stride: int, dilation: int = 1, *, affine: bool
+) -> nn.Sequential:
+    """Returns ReLU, depthwise convolution, pointwise convolution, batch norm."""
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(in_channels, in_channels, kernel, stride, padding, dilation, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    )
+
+
+def twice_separable_conv(in_channels: int, channels: int, kernel: int, stride: int, *, affine: bool) -> nn.Sequential:
+    """Returns two separable convolutions in a row, the first with the stride and the input's width."""
+    return nn.Sequential(
+        *separable_conv(in_channels, in_channels, kernel, stride, affine=affine),
+        *separable_conv(in_channels, channels, kernel, 1, affine=affine),
+    )
+
+
+def average_pool(kernel: int, stride: int) -> nn.AvgPool2d:
+    """Returns an average pool that does not count its padding."""
+    return nn.AvgPool2d(kernel, stride, kernel // 2, count_include_pad=False)
+
+
+def skip_connect(in_channels: int, channels: int, stride: int, *, affine: bool) -> nn.Module:
+    """Returns the identity where shapes allow it, otherwise a factorised reduction."""
+    if stride == 1 and in_channels == channels:
+        return nn.Identity()
+    if stride == 2:
+        return FactorizedReduce(in_channels, channels, affine=affine)
+    return relu_conv_norm(in_channels, channels, 1, stride, affine=affine)
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: 1x1 expansion, depthwise convolution, linear 1x1 projection; residual where shapes allow."""
+
+    def __init__(
+        self, in_channels: int, channels: int, kernel: int, stride: int, expansion: int, *, affine: bool
+    ) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.residual = stride == 1 and in_channels == channels
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden, affine=affine),
+            nn.ReLU6(),
+            nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False),
+            nn.BatchNorm2d(hidden, affine=affine),
+            nn.ReLU6(),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+            nn.BatchNorm2d(channels, affine=affine),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, in_channels, H, W) to (B, channels, ceil(H/stride), ceil(W/stride))."""
+        y: Tensor = self.body(x)
+        return x + y if self.residual else y
+
+
+def zeros(x: Tensor, channels: int, stride: int) -> Tensor:
+    """Returns zeros of the shape an operation with `channels` and `stride` gives for `x`."""
+    return x.new_zeros(x.shape[0], channels, -(-x.shape[2] // stride), -(-x.shape[3] // stride))
+
+
+def drop_path(x: Tensor, probability: float) -> Tensor:
+    """Zeroes whole samples with `probability` and scales the others up, from torch's global generator.
+
+    Source: Larsson et al., 2017, arXiv:1605.07648.
+    """
+    keep = 1.0 - probability
+    return x / keep * torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep)

@@ -1,0 +1,45 @@
+"""Prints what a stage of a run found, for a reader or as JSON."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from nas.files import read_json
+from nas.report.tables import show_gap, show_retrained, show_search
+from nas.runs.folder import PRODUCTS, Run
+from nas.runs.retrain import read_retrained
+from nas.runs.search import SUMMARY
+
+
+def show(run: Run, stage: str, as_json: bool) -> None:
+    """Prints the result of a finished stage."""
+    folder = str(run.folder)
+    if stage == "search":
+        found = read_json(run.folder / SUMMARY)
+        if as_json:
+            _print({**found, "folder": folder})
+        else:
+            show_search(found, folder)
+    elif stage == "derive":
+        written = read_json(run.folder / PRODUCTS["derive"])
+        if as_json:
+            _print({**written, "folder": folder})
+        else:
+            print(written["text"])
+    elif stage == "retrain":
+        results = read_retrained(run.config, run.folder, run.genotype(), run.config.retrain.seeds)
+        if as_json:
+            _print([{**asdict(result), "folder": str(result.folder)} for result in results])
+        else:
+            show_retrained(results, folder)
+    else:
+        report = run.gap()
+        assert report is not None
+        if as_json:
+            _print({**report, "folder": folder})
+        else:
+            show_gap(report, folder)
+
+
+def _print(data: Any) -> None:
+    print(json.dumps(data, indent=2))

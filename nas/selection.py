@@ -1,0 +1,92 @@
+"""`Selection`: the one value in which selectors and the engine meet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from nas.space import Cell
+
+Candidates = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """What every edge of one cell does in one forward pass.
+
+    Attributes:
+        paths: paths[e] lists the candidates edge e runs; the others add nothing.
+        weights: (E, K). Scales each candidate's output and carries the gradient to the logits. None: all ones.
+        probes: probes[e] lists candidates whose weight is zero in value but whose weight's gradient is wanted: they
+            are evaluated without a graph, only to give <dL/d(edge output), candidate output>. Empty: none anywhere.
+        log_prob: (). Log-probability of the decision, for score-function selectors.
+        offset: (E,). Added to every element of an edge's output; zero in value (only the published GDAS gradient
+            needs it).
+    """
+
+    paths: Candidates
+    weights: Tensor | None = None
+    probes: Candidates = ()
+    log_prob: Tensor | None = None
+    offset: Tensor | None = None
+
+    @classmethod
+    def everything(cls, cell: "Cell") -> "Selection":
+        """Runs every candidate of every edge, unscaled: what a network with one candidate per edge does."""
+        return cls(tuple(tuple(range(len(edge.operations))) for edge in cell.edges))
+
+    @classmethod
+    def mixture(cls, weights: Tensor, live: Tensor) -> "Selection":
+        """Runs every live candidate.
+
+        Args:
+            weights: (E, K).
+            live: (E, K), False where a candidate is masked.
+        """
+        return cls(indices(live), weights)
+
+    @classmethod
+    def single_path(cls, weights: Tensor, live: Tensor | None = None, offset: Tensor | None = None) -> "Selection":
+        """Runs one candidate per edge.
+
+        Args:
+            weights: (E, K), one-hot in value.
+            live: (E, K). If given, every other live candidate is probed.
+            offset: (E,), zero in value.
+        """
+        hard = weights.detach() != 0
+        return cls(indices(hard), weights, () if live is None else indices(live & ~hard), offset=offset)
+
+    def detach(self) -> "Selection":
+        """Returns the same decision for a weight step: no gradient, no probes, zero-weight candidates dropped."""
+        if self.weights is None:
+            return Selection(self.paths)
+        weights = self.weights.detach()
+        values = weights.tolist()
+        paths = tuple(tuple(k for k in path if row[k] != 0) for path, row in zip(self.paths, values, strict=True))
+        ones = all(row[k] == 1 for path, row in zip(paths, values, strict=True) for k in path)
+        return Selection(paths, None if ones else weights)
+
+    def at_leaves(self, device: torch.device) -> "Selection":
+        """Returns the selection with weights and offset as leaves on `device`: the border of the network's graph."""
+        return Selection(self.paths, _leaf(self.weights, device), self.probes, None, _leaf(self.offset, device))
+
+    def to(self, device: torch.device) -> "Selection":
+        """Returns the selection with its weights on `device`."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return Selection(self.paths, weights, self.probes, self.log_prob, self.offset)
+
+
+def indices(chosen: Tensor) -> Candidates:
+    """Returns, for each row of a boolean (E, K), the columns that are True."""
+    rows: Sequence[Sequence[bool]] = chosen.tolist()
+    return tuple(tuple(k for k, take in enumerate(row) if take) for row in rows)
+
+
+def _leaf(value: Tensor | None, device: torch.device) -> Tensor | None:
+    if value is None or not value.requires_grad:
+        return None if value is None else value.to(device)
+    return value.detach().to(device).requires_grad_()

@@ -1,0 +1,91 @@
+"""A network of a search space: the supernet, and, for a space with one candidate per edge, the derived network."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from nas.errors import ConfigError
+from nas.selection import Selection
+from nas.space import Auxiliary, CellSlot, SearchSpace, Task
+from nas.supernet.cell import MixedCell
+from nas.supernet.reference import run_cell
+
+Selections = Mapping[str, Selection]
+"""One decision per cell name."""
+
+RunCell = Callable[[MixedCell, Sequence[Tensor], Selection], Tensor]
+
+
+class Output(NamedTuple):
+    """Class scores (B, classes), and those of the auxiliary classifiers while training."""
+
+    scores: Tensor
+    auxiliary: list[Tensor]
+
+
+class Network(nn.Module):
+    """The layers of a space, with its cells in their slots.
+
+    A network of `space.fix(genotype)` is the derived network. With searching=True its state_dict is a subset of the
+    supernet's and it computes what the discretised supernet computes, bit for bit; with searching=False it is the
+    network to train from scratch.
+
+    Args:
+        space: The search space.
+        task: What the network is for.
+        searching: Whether operations take the supernet's form.
+        auxiliary: Whether to build the space's auxiliary classifiers.
+        run: The execution of a cell.
+
+    Raises:
+        ConfigError: The space names unknown operations or cells, or its cells are no acyclic graphs.
+    """
+
+    def __init__(
+        self, space: SearchSpace, task: Task, *, searching: bool, auxiliary: bool = False, run: RunCell = run_cell
+    ) -> None:
+        super().__init__()
+        self.run = run
+        self.layers = nn.ModuleDict()
+        self.auxiliary = nn.ModuleDict()
+        cells = space.cells
+        self.single = {name: Selection.everything(cell) for name, cell in cells.items() if cell.candidates <= 1}
+        self.reach = max(cell.inputs for cell in cells.values())
+        for index, layer in enumerate(space.layers(task, searching)):
+            if isinstance(layer, Auxiliary):
+                if auxiliary:
+                    self.auxiliary[str(index)] = layer.head
+            elif isinstance(layer, CellSlot):
+                if layer.cell not in cells:
+                    raise ConfigError(f"layer {index} is a slot of cell {layer.cell!r}; the space has {sorted(cells)}")
+                self.layers[str(index)] = MixedCell(cells[layer.cell], layer, space.operations, searching=searching)
+            else:
+                self.layers[str(index)] = layer
+
+    def forward(self, images: Tensor, selections: Selections | None = None) -> Output:
+        """Runs the network.
+
+        Args:
+            images: (B, C, H, W).
+            selections: One decision per cell; None for a network with one candidate per edge.
+        """
+        selections = self.single if selections is None else selections
+        history: list[Tensor] = [images]
+        heads: list[Tensor] = []
+        for index in sorted([*self.layers, *(self.auxiliary if self.training else [])], key=int):
+            if index in self.auxiliary:
+                heads.append(self.auxiliary[index](history[-1]))
+                continue
+            layer = self.layers[index]
+            if isinstance(layer, MixedCell):
+                history.append(self.run(layer, history[-layer.cell.inputs :], selections[layer.name]))
+            else:
+                history.append(layer(history[-1]))
+            del history[: -self.reach]
+        return Output(history[-1], heads)
+
+    @property
+    def mixed_cells(self) -> list[MixedCell]:
+        """The cells, in the order of the layers."""
+        return [layer for layer in self.layers.values() if isinstance(layer, MixedCell)]

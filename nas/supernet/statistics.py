@@ -1,0 +1,60 @@
+"""Batch-norm statistics: leave them alone in architecture steps and probes, recalibrate them before measuring."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def norms(module: nn.Module) -> list[_BatchNorm]:
+    """Returns the batch norms in `module` that keep running statistics."""
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+@contextmanager
+def untouched_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, training mode normalises by batch statistics and leaves the running ones untouched."""
+    found = [m for m in norms(module) if m.track_running_stats]
+    for norm in found:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in found:
+            norm.track_running_stats = True
+
+
+@contextmanager
+def recalibrated(network: nn.Module, batches: Iterable[Tensor], run: Callable[[Tensor], object]) -> Iterator[None]:
+    """Inside, running statistics are the averages over `batches`, the network is in evaluation mode, no graph is kept.
+
+    Statistics and modes are restored on exit. Cells that were trained by sampling share one set of running averages
+    among many decisions, so a decision must be measured with statistics of its own.
+
+    Args:
+        network: The network to measure.
+        batches: Images, each (B, C, H, W).
+        run: Runs the network on one batch.
+    """
+    found = norms(network)
+    kept = [(m.momentum, {key: value.clone() for key, value in m.named_buffers()}) for m in found]
+    was_training = network.training
+    try:
+        network.eval()
+        for norm in found:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+            norm.train()
+        with torch.no_grad():
+            for images in batches:
+                run(images)
+            network.eval()
+            yield
+    finally:
+        network.train(was_training)
+        for norm, (momentum, buffers) in zip(found, kept, strict=True):
+            norm.momentum = momentum
+            for key, value in norm.named_buffers():
+                value.copy_(buffers[key])

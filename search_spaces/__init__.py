@@ -1,0 +1,1 @@
+"""The built-in search spaces; each is a plug-in like any other."""
