@@ -1,0 +1,1 @@
+"""The stages of a run: search, derive, retrain, and the gap."""

@@ -1,0 +1,174 @@
+"""The complete configuration of a run. YAML files and `--set` mirror these classes key for key."""
+
+from dataclasses import dataclass, field
+
+from nas import registry
+from nas.benchmarks import Benchmark
+from nas.data import Dataset, Digits
+from nas.derivation import Derivation
+from nas.runs.optimizers import SGD, Adam, Optimizer
+from nas.schedules import Constant, Cosine, Linear, Schedule
+from nas.selectors import Selector
+from nas.selectors.straight_through import StraightThroughGumbelSoftmax
+from nas.space import SearchSpace
+from nas.tracking import Tracking
+
+
+def _at_least(config: object, least: float, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least:g}, got {getattr(config, name):g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The bilevel search.
+
+    Attributes:
+        epochs: Passes over `train`.
+        batch_size: Images per weight step, and per architecture step.
+        warmup: Share of the steps, at the beginning, that train only weights.
+        weights: Optimizer of the supernet's weights.
+        logits: Optimizer of the architecture logits.
+        clip: Largest norm of the weights' gradient; 0 for no limit.
+        evaluate_every: Epochs between evaluations on `select`; the last epoch is always evaluated.
+        decisions: Decisions averaged in such an evaluation.
+    """
+
+    epochs: int = 40
+    batch_size: int = 32
+    warmup: float = 0.1
+    weights: Optimizer = SGD()
+    logits: Optimizer = Adam(lr=Constant(value=0.01))  # a short search must move further per step than the published
+    clip: float = 5.0
+    evaluate_every: int = 1
+    decisions: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "epochs", "batch_size", "evaluate_every", "decisions")
+        _at_least(self, 0, "clip")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be at least 0 and below 1, got {self.warmup:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain:
+    """Training a genotype from scratch, with the recipe of DARTS.
+
+    Attributes:
+        epochs: Passes over `train` and `arch`.
+        batch_size: Images per step.
+        seeds: How many times the derived genotype is retrained.
+        optimizer: Of the weights.
+        clip: Largest norm of the gradient; 0 for no limit.
+        drop_path: Probability of dropping a candidate's output for a sample.
+        auxiliary_weight: Weight of the auxiliary classifiers' loss, where the space has any; 0 builds none.
+        label_smoothing: Probability mass given to all classes alike.
+        cutout: Whether squares are cut out of the images (their size: dataset.augmentation.cutout).
+    """
+
+    epochs: int = 30
+    batch_size: int = 64
+    seeds: int = 3
+    optimizer: Optimizer = SGD(lr=Cosine(start=0.025, end=0.0))
+    clip: float = 5.0
+    drop_path: Schedule = Linear(start=0.0, end=0.2)
+    auxiliary_weight: float = 0.4
+    label_smoothing: float = 0.0
+    cutout: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "epochs", "batch_size", "seeds")
+        _at_least(self, 0, "clip", "auxiliary_weight")
+        self.drop_path.require("drop_path", lambda value: 0 <= value < 1, "at least 0 and below 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How accuracies are measured.
+
+    Attributes:
+        batch_size: Images per batch.
+        calibration_batches: Batches from which batch-norm statistics are recomputed before every measurement.
+    """
+
+    batch_size: int = 256
+    calibration_batches: int = 4
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "batch_size", "calibration_batches")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """The gap report.
+
+    Attributes:
+        decisions: Keyed decisions over which the supernet's accuracy is averaged (1 for a deterministic selector).
+        random: Random genotypes retrained at equal budget; the baseline, and the sample of Kendall's tau.
+    """
+
+    decisions: int = 20
+    random: int = 5
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "decisions")
+        _at_least(self, 0, "random")
+
+
+def _small_space() -> SearchSpace:
+    """Returns the space that runs in minutes on a laptop; a space that is named has its published size."""
+    space: SearchSpace = registry.load(SearchSpace.registry, "nas-bench-201")(channels=8, cells_per_stage=1)
+    return space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run depends on.
+
+    Attributes:
+        space: What is searched.
+        selector: How logits become decisions.
+        dataset: On what.
+        seed: Key of all randomness but the splits'.
+        search: The bilevel search.
+        derive: From logits to a genotype; None: by sampling if the selector learns nothing, by DARTS's rule if nodes
+            retain some of their in-edges, otherwise by argmax.
+        retrain: Training from scratch.
+        evaluation: How accuracies are measured.
+        gap: The gap report.
+        benchmark: A table of published accuracies.
+        tracking: How the run is recorded.
+        device: `auto` takes a GPU if there is one.
+        threads: CPU threads; 0 leaves torch's choice. Bit-identical results need the same number.
+        checkpoint_seconds: Time between checkpoints; one is also written at the end and on a signal.
+    """
+
+    space: SearchSpace = field(default_factory=_small_space)
+    selector: Selector = StraightThroughGumbelSoftmax()
+    dataset: Dataset = Digits()
+    seed: int = 0
+    search: Search = Search()
+    derive: Derivation | None = None
+    retrain: Retrain = Retrain()
+    evaluation: Evaluation = Evaluation()
+    gap: Gap = Gap()
+    benchmark: Benchmark = Benchmark()
+    tracking: Tracking = Tracking()
+    device: str = "auto"
+    threads: int = 0
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "threads", "seed", "checkpoint_seconds")
+
+
+MEANING = {
+    "search": ("space", "selector", "dataset", "seed", "search", "evaluation"),
+    "derive": ("derive",),
+    "retrain": ("space", "dataset", "seed", "retrain", "evaluation"),
+    "gap": ("gap", "benchmark"),
+}
+"""The sections on which each stage's results depend."""

@@ -1,0 +1,204 @@
+"""First-order bilevel search: architecture steps on `arch`, weight steps on `train`, in turn (arXiv:1806.09055)."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.architecture import Architecture, describe
+from nas.data import Batches, Images
+from nas.files import write_json
+from nas.randomness import generator, seed_global
+from nas.runs.session import Session
+from nas.runs.training import Loop, Training
+from nas.selection import Selection
+from nas.supernet import Network
+from nas.supernet.statistics import untouched_statistics
+
+
+SUMMARY = "search.json"
+
+
+class BilevelSearch(Training):
+    """Trains a supernet's weights and its architecture logits.
+
+    Args:
+        session: Configuration, data and device.
+    """
+
+    stage = "search"
+
+    def __init__(self, session: Session) -> None:
+        config, settings = session.config, session.config.search
+        self.session, self.settings, self.selector, self.seed = session, settings, config.selector, config.seed
+        self.network, self.architecture, memory = build(session)
+        self.memory = memory
+        self.modules = {"network": self.network, "architecture": self.architecture}
+        learned = [*self.architecture.parameters()]
+        if memory is not None:
+            self.modules = {**self.modules, "memory": memory}
+            learned += memory.parameters()
+        self.weights = settings.weights.build(self.network.parameters())
+        self.logits = settings.logits.build(learned)
+        self.optimizers = {"weights": self.weights, "logits": self.logits}
+        self.train = self._batches(session.splits.train, "train")
+        self.arch = self._batches(session.splits.arch, "arch")
+        self.steps_per_epoch = self.train.steps_per_epoch
+        self.steps = settings.epochs * self.steps_per_epoch
+
+    def step(self, step: int, progress: float) -> dict[str, Tensor]:
+        """Takes an architecture step, unless the logits rest, and a weight step."""
+        self.settings.weights.schedule(self.weights, progress)
+        self.settings.logits.schedule(self.logits, progress)
+        values = {}
+        if self.selector.learns and progress >= self.settings.warmup:
+            values["arch_loss"] = self._architecture_step(step, progress)
+        loss, accuracy = self._weight_step(step, progress)
+        return {**values, "train_loss": loss, "train_accuracy": 100 * accuracy}
+
+    def end_epoch(self, epoch: int, progress: float) -> dict[str, float]:
+        """Returns accuracy on `select` and what the logits look like."""
+        with torch.no_grad():
+            logits = self.architecture.logits()
+            probabilities = {name: self.selector.probabilities(table) for name, table in logits.items()}
+        values = {**describe(self.architecture.cells, probabilities), **self.selector.settings(progress)}
+        values["lr"] = self.settings.weights.lr(progress)
+        if epoch % self.settings.evaluate_every == 0 or epoch == self.settings.epochs:
+            values["select"] = self._accuracy(epoch, progress)
+        return values
+
+    def _accuracy(self, epoch: int, progress: float) -> float:
+        """Returns the mean accuracy on `select` over a few decisions."""
+        count = self.settings.decisions if self.selector.stochastic else 1
+        decisions = [self.decide(progress, "evaluate", epoch, index) for index in range(count)]
+        scores = [self.session.evaluator.accuracy(self.network, decision, "select")[0] for decision in decisions]
+        return sum(scores) / count
+
+    def summary(self) -> dict[str, Any]:
+        """Returns accuracy, entropy, and the probability of every candidate of every edge."""
+        with torch.no_grad():
+            tables = {n: self.selector.probabilities(table) for n, table in self.architecture.logits().items()}
+        edges = [
+            {
+                "cell": name,
+                "source": edge.source,
+                "target": edge.target,
+                "probabilities": dict(zip(edge.operations, row, strict=False)),
+            }
+            for name, cell in self.architecture.cells.items()
+            for edge, row in zip(cell.edges, tables[name].tolist(), strict=True)
+        ]
+        select = self._accuracy(self.settings.epochs, 1.0)
+        return {"select": select, **describe(self.architecture.cells, tables), "edges": edges}
+
+    def decide(self, progress: float, *key: int | str) -> dict[str, Selection]:
+        """Returns the decision drawn with `key`, without gradient."""
+        draws = generator(self.seed, "decide", *key)
+        with torch.no_grad():
+            logits = self.architecture.logits()
+            return {name: self.selector.select(table, progress, draws).detach() for name, table in logits.items()}
+
+    def _architecture_step(self, step: int, progress: float) -> Tensor:
+        images, labels = self.arch.batch(step)
+        self.network.train()
+
+        def loss_of(selections: Mapping[str, Selection]) -> Tensor:
+            with _still(self.network), untouched_statistics(self.network):
+                return loss_at_border(self.network, images, labels, selections)
+
+        draws = generator(self.seed, "decide", "arch", step)
+        loss = self.selector.objective(loss_of, self.architecture.logits(), progress, draws, self.memory)
+        self.logits.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.logits.step()
+        return loss.detach()
+
+    def _weight_step(self, step: int, progress: float) -> tuple[Tensor, Tensor]:
+        seed_global(self.seed, self.stage, step, "weights")
+        images, labels = self.train.batch(step)
+        decision = self.decide(progress, "train", step)
+        selections = {name: selection.to(images.device) for name, selection in decision.items()}
+        self.network.train()
+        scores = self.network(images, selections).scores
+        loss = F.cross_entropy(scores, labels)
+        self.weights.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        self.weights.step()
+        return loss.detach(), (scores.detach().argmax(1) == labels).float().mean()
+
+    def _batches(self, images: Images, stream: str) -> Batches:
+        splits = self.session.splits
+        return Batches(
+            images,
+            self.settings.batch_size,
+            seed=self.seed,
+            stream=stream,
+            mean=splits.mean,
+            deviation=splits.deviation,
+            device=self.session.device,
+            augmentation=replace(splits.augmentation, cutout=0),
+        )
+
+
+def build(session: Session) -> tuple[Network, Architecture, nn.Module | None]:
+    """Returns supernet, logits and memory as they are before the first step."""
+    config = session.config
+    config.space.check()
+    seed_global(config.seed, "initialise", "search")
+    network = Network(config.space, session.task, searching=True).to(session.device)
+    return network, Architecture(config.space, config.seed), config.selector.memory()
+
+
+def loss_at_border(
+    network: Network, images: Tensor, labels: Tensor, selections: Mapping[str, Selection]
+) -> Tensor:
+    """Returns the loss as a scalar on the CPU whose gradient flows on into the selections.
+
+    The selections enter the network as leaves; the backward through the network has run when this returns, so no graph
+    of it is kept, and one small copy brings the leaves' gradients back to where the logits live.
+    """
+    leaves = {name: selection.at_leaves(images.device) for name, selection in selections.items()}
+    loss = F.cross_entropy(network(images, leaves).scores, labels)
+    pairs = [
+        (inside, outside)
+        for name in selections
+        for inside, outside in (
+            (leaves[name].weights, selections[name].weights),
+            (leaves[name].offset, selections[name].offset),
+        )
+        if inside is not None and outside is not None and inside.requires_grad
+    ]
+    value = loss.detach().cpu()
+    if not pairs:
+        return value
+    gradients = torch.autograd.grad(loss, [inside for inside, _ in pairs], allow_unused=True, materialize_grads=True)
+    for gradient, (_, outside) in zip(gradients, pairs, strict=True):
+        value = value + (gradient.to(outside) * (outside - outside.detach())).sum()
+    return value
+
+
+@contextmanager
+def _still(network: nn.Module) -> Iterator[None]:
+    """Inside, the weights do not require gradients."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def run_search(session: Session) -> None:
+    """Searches, from the newest checkpoint on; leaves the final checkpoint in `checkpoints`, and a summary."""
+    search = BilevelSearch(session)
+    Loop(search, session.folder, session, "search").run()
+    if not (session.folder / SUMMARY).is_file():
+        write_json(session.folder / SUMMARY, search.summary())

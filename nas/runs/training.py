@@ -1,0 +1,159 @@
+"""What search and retraining share: a loop of steps that can stop anywhere and go on with the same bits."""
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from nas import checkpoint
+from nas.checkpoint import Checkpoint
+from nas.errors import CheckpointError, NumericsError
+from nas.randomness import seed_global
+from nas.runs.session import Session
+
+
+class Training(ABC):
+    """Something that is trained in steps. Subclasses hold modules and optimizers; the loop holds the rest.
+
+    Attributes:
+        stage: Key of its randomness and name of its rows of metrics.
+        seed: Of its randomness.
+        steps: Number of steps.
+        steps_per_epoch: Steps after which `end_epoch` is called.
+        modules: What a checkpoint holds, by name.
+        optimizers: Likewise.
+    """
+
+    stage: str
+    seed: int
+    steps: int
+    steps_per_epoch: int
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+
+    @abstractmethod
+    def step(self, step: int, progress: float) -> dict[str, Tensor]:
+        """Takes a step and returns scalars, on the device, to average over the epoch."""
+
+    @abstractmethod
+    def end_epoch(self, epoch: int, progress: float) -> dict[str, float]:
+        """Returns what to log beside the averages; `epoch` counts from 1."""
+
+    def progress(self, step: int) -> float:
+        """Returns 0 for the first step and 1 for the last."""
+        return step / max(self.steps - 1, 1)
+
+
+class Loop:
+    """Runs a `Training` to its end, from its newest checkpoint if it has one.
+
+    Args:
+        training: What to train.
+        folder: Where `checkpoints` is.
+        session: Where to report, and who asks for a stop.
+        title: What the user sees.
+    """
+
+    keep: ClassVar[int] = 2
+
+    def __init__(self, training: Training, folder: Path, session: Session, title: str) -> None:
+        self.training, self.session, self.title = training, session, title
+        self.folder = folder / "checkpoints"
+        self.done = 0
+        self.totals: dict[str, Tensor] = {}
+
+    def run(self) -> None:
+        """Trains to the last step.
+
+        Raises:
+            Interrupted: A signal asked for a stop; the state is saved.
+            NumericsError: A loss is not finite; the last checkpoint is from before.
+        """
+        self._restore()
+        training, session = self.training, self.session
+        saved_at, saved_step = time.monotonic(), self.done
+        with session.progress(training.steps, self.title, self.done) as bar:
+            while self.done < training.steps:
+                step, progress = self.done, training.progress(self.done)
+                seed_global(training.seed, training.stage, step)
+                for name, value in training.step(step, progress).items():
+                    counted = torch.stack([value.double(), torch.ones_like(value, dtype=torch.float64)])
+                    self.totals[name] = self.totals[name] + counted if name in self.totals else counted
+                self.done = step + 1
+                shown: dict[str, float] = {}
+                if self.done % training.steps_per_epoch == 0 or self.done == training.steps:
+                    shown = self._end_epoch(progress)
+                elif self.done % session.config.tracking.log_every == 0:
+                    session.tracker.log(training.stage, self.done, **self._averages())
+                bar.update(self.done, **shown)
+                session.status.update(training.stage.partition("/")[0], self.done, training.steps, self.title)
+                stop = session.stop.requested is not None
+                due = time.monotonic() - saved_at >= session.config.checkpoint_seconds
+                if saved_step < self.done and (stop or due or self.done == training.steps):
+                    self._save()
+                    saved_at, saved_step = time.monotonic(), self.done
+                if self.done < training.steps:
+                    session.raise_if_stopped(f"after step {self.done} of {training.steps} of {training.stage}")
+
+    def _end_epoch(self, progress: float) -> dict[str, float]:
+        epoch = -(-self.done // self.training.steps_per_epoch)
+        values = {**self._averages(), **self.training.end_epoch(epoch, progress)}
+        self.session.tracker.log(self.training.stage, self.done, epoch=epoch, **values)
+        self.totals = {}
+        return {name: value for name, value in values.items() if name in ("train_loss", "accuracy", "select")}
+
+    def _averages(self) -> dict[str, float]:
+        """Returns the averages over the epoch so far; the one place where the loop waits for the device."""
+        averages = {name: float(total[0] / total[1]) for name, total in self.totals.items()}
+        if not all(math.isfinite(value) for value in averages.values()):
+            raise NumericsError(
+                f"a loss of {self.training.stage} is no longer finite at step {self.done}; lower the learning rate "
+                "or the clipping norm and use a new run folder. Checkpoints from before are kept"
+            )
+        return averages
+
+    def _save(self) -> None:
+        self._averages()  # never save what is not finite
+        tensors = {name: dict(module.state_dict()) for name, module in self.training.modules.items()}
+        state: dict[str, object] = {}
+        for name, optimizer in self.training.optimizers.items():
+            tensors[f"{name}-optimizer"], state[name] = checkpoint.optimizer_tensors(optimizer)
+        tensors["totals"] = self.totals
+        checkpoint.save(self.folder, self.done, tensors, state, keep=self.keep)
+
+    def _restore(self) -> None:
+        found = checkpoint.latest(self.folder)
+        self.session.tracker.rewind(self.training.stage, found.step if found else 0)
+        if found is None:
+            return
+        restore(self.training.modules, found)
+        for name, optimizer in self.training.optimizers.items():
+            state = found.state.get(name)
+            if not isinstance(state, dict):
+                raise CheckpointError(f"{found.path} holds no optimizer {name!r}; use a new run folder")
+            checkpoint.restore_optimizer(optimizer, found.tensors[f"{name}-optimizer"], state)
+        self.done, self.totals = found.step, dict(found.tensors["totals"])
+        if self.done < self.training.steps:
+            logging.getLogger("nas").info("%s goes on from step %d", self.title, self.done)
+
+
+def restore(modules: Mapping[str, nn.Module], found: Checkpoint) -> None:
+    """Loads modules from a checkpoint.
+
+    Raises:
+        CheckpointError: They have other parameters than the checkpoint.
+    """
+    for name, module in modules.items():
+        try:
+            module.load_state_dict(dict(found.tensors[name]))
+        except (KeyError, RuntimeError) as error:
+            first = str(error).partition("\n")[0]
+            raise CheckpointError(f"{found.path} is of another network ({first}); use a new run folder") from error
+
+
