@@ -285,9 +285,7 @@ class SearchSpace(ABC):
                     raise ConfigError(f"{where}: no such edge in this space; is the genotype of another space?")
                 offered = candidates[source, target]
                 if operation not in offered:
-                    raise ConfigError(
-                        f"{where}: unknown operation {operation!r}: {did_you_mean(operation, offered)}"
-                    )
+                    raise ConfigError(f"{where}: unknown operation {operation!r}: {did_you_mean(operation, offered)}")
                 if (source, target) in seen:
                     raise ConfigError(f"{where}: listed twice; give each edge one operation")
                 seen.add((source, target))

@@ -11,7 +11,7 @@ from nas.runs.retrain import read_retrained
 from nas.runs.search import SUMMARY
 
 
-def show(run: Run, stage: str, as_json: bool) -> None:
+def show_result(run: Run, stage: str, as_json: bool) -> None:
     """Prints the result of a finished stage."""
     folder = str(run.folder)
     if stage == "search":

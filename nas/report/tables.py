@@ -18,6 +18,7 @@ def show(
     """Prints a table to stdout; all columns but the first are aligned right unless `left`, notes follow below."""
     console = Console(soft_wrap=True, highlight=False)
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table.show_header = any(columns)
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place and not left else "left", overflow="fold")
     for row in rows:

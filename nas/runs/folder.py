@@ -73,7 +73,11 @@ class Run:
         changed = replace(self, config=config)
         if config != self.config:
             changed.write()
-            if any(getattr(config, section) != getattr(self.config, section) for stage in MEANING.values() for section in stage):
+            if any(
+                getattr(config, section) != getattr(self.config, section)
+                for stage in MEANING.values()
+                for section in stage
+            ):
                 (self.folder / PRODUCTS["gap"]).unlink(missing_ok=True)  # it was measured under other settings
         return changed
 
@@ -153,4 +157,6 @@ def _refuse(folder: Path, before: Config, after: Config, sections: set[str]) -> 
     changed = [row for row in differences(before, after) if row[0].partition(".")[0] in sections]
     if changed:
         rows = "; ".join(f"{path}: {old!r} there, {new!r} asked for" for path, old, new in changed)
-        raise ConfigError(f"{folder} holds results of other settings ({rows}); choose another --out, or the same settings")
+        raise ConfigError(
+            f"{folder} holds results of other settings ({rows}); choose another --out, or the same settings"
+        )

@@ -55,7 +55,9 @@ def measure(session: Session, genotype: Genotype) -> dict[str, Any]:
         supernet = []
         for index in range(count):
             session.raise_if_stopped("while measuring")
-            supernet.append(session.evaluator.accuracy(search.network, search.decide(1.0, "gap", index), "select", "test"))
+            supernet.append(
+                session.evaluator.accuracy(search.network, search.decide(1.0, "gap", index), "select", "test")
+            )
     seed = seed_of(config.seed, "bootstrap")
     values: dict[str, dict[str, Any]] = {
         split: {

@@ -22,8 +22,8 @@ def configure(config: str | Path | Config | None = None, *, epochs: int | None =
     Args:
         config: A YAML file, or a configuration to change; None for the defaults.
         epochs: Short for `search={"epochs": ...}` and `retrain={"epochs": ...}`.
-        sections: Fields of `Config`: a name (`selector="gdas"`), a mapping (`space={"name": "darts", "depth": 5}`), or an
-            instance.
+        sections: Fields of `Config`: a name (`selector="gdas"`), a mapping (`space={"name": "darts", "depth": 5}`),
+            or an instance.
 
     Raises:
         ConfigError: A setting is wrong.

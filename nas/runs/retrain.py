@@ -22,7 +22,6 @@ from nas.space import Genotype
 from nas.supernet import Network
 from nas.supernet.inspection import inspect
 
-
 RESULT = "result.json"
 
 

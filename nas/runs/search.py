@@ -19,7 +19,6 @@ from nas.selection import Selection
 from nas.supernet import Network
 from nas.supernet.statistics import untouched_statistics
 
-
 SUMMARY = "search.json"
 
 
@@ -155,9 +154,7 @@ def build(session: Session) -> tuple[Network, Architecture, nn.Module | None]:
     return network, Architecture(config.space, config.seed), config.selector.memory()
 
 
-def loss_at_border(
-    network: Network, images: Tensor, labels: Tensor, selections: Mapping[str, Selection]
-) -> Tensor:
+def loss_at_border(network: Network, images: Tensor, labels: Tensor, selections: Mapping[str, Selection]) -> Tensor:
     """Returns the loss as a scalar on the CPU whose gradient flows on into the selections.
 
     The selections enter the network as leaves; the backward through the network has run when this returns, so no graph

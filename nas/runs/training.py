@@ -155,5 +155,3 @@ def restore(modules: Mapping[str, nn.Module], found: Checkpoint) -> None:
         except (KeyError, RuntimeError) as error:
             first = str(error).partition("\n")[0]
             raise CheckpointError(f"{found.path} is of another network ({first}); use a new run folder") from error
-
-

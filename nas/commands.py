@@ -1,0 +1,156 @@
+"""What the commands do once their options are parsed; imported late, since it loads torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nas.config import build, from_mapping, from_setting, read_yaml, to_tree
+from nas.errors import CheckpointError, ConfigError, ResourceError
+from nas.files import read_json
+from nas.report import results
+from nas.report.catalogue import catalogue
+from nas.report.doctor import examine
+from nas.report.tables import show
+from nas.runs.configuration import Config
+from nas.runs.folder import STAGES, Run, default_folder
+from nas.runs.pipeline import execute
+from nas.space import Genotype
+from nas.supernet.inspection import inspect
+
+Options = Mapping[str, Any]
+
+
+def start(command: str, options: Options) -> None:
+    """Begins a search, or a run of all stages, or goes on with it if the folder has it already."""
+    stages = STAGES if command == "run" else ("search",)
+    config = configure(options, stages)
+    folder = Path(options["out"]) if options["out"] else default_folder(config)
+    if options["dry_run"]:
+        _dry_run(config, folder, options["as_json"])
+    else:
+        _execute(Run.begin(folder, config), command, stages, options)
+
+
+def go_on(command: str, run_folder: str, options: Options) -> None:
+    """Runs one stage from what the stages before it left in a run folder."""
+    found = Run.open(Path(run_folder))
+    config = configure(options, (command,), base=found.config)
+    if options["dry_run"]:
+        _dry_run(config, found.folder, options["as_json"], None if command == "derive" else found.genotype())
+        return
+    if options["out"] and command == "retrain":
+        genotype = found.genotype()
+        found = Run.begin(Path(options["out"]), config)
+        found.write_genotype(genotype)
+    elif options["out"]:
+        raise ConfigError(f"--out {options['out']}: nas {command} works in the run folder {run_folder}; leave it away")
+    else:
+        found = found.change(config)
+    _execute(found, command, (command,), options)
+
+
+def retrain(given: str, options: Options) -> None:
+    """Retrains the genotype of a run, or one given as a file or as text."""
+    is_text = any(sign in given for sign in "{(|")
+    if not is_text and (Path(given) / "config.yaml").is_file():
+        go_on("retrain", given, options)
+        return
+    config = configure(options, ("retrain",))
+    try:
+        text = given if is_text else Path(given).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{given!r} is no run folder, no readable file and no genotype ({error})") from error
+    genotype = config.space.parse(text)
+    config.space.require(genotype)
+    folder = Path(options["out"]) if options["out"] else default_folder(config, genotype)
+    if options["dry_run"]:
+        _dry_run(config, folder, options["as_json"], genotype)
+        return
+    found = Run.begin(folder, config)
+    found.write_genotype(genotype)
+    _execute(found, "retrain", ("retrain",), options)
+
+
+def resume(run_folder: str, options: Options) -> None:
+    """Goes on with the command that last worked in a run folder."""
+    found = Run.open(Path(run_folder))
+    command = read_json(found.folder / "status.json").get("command")
+    if command not in (*STAGES, "run"):
+        raise CheckpointError(f"{found.folder / 'status.json'} names no command; give the command again instead")
+    _execute(found, command, STAGES if command == "run" else (command,), options)
+
+
+def catalogues(groups: Mapping[str, str], kind: str | None, as_json: bool) -> None:
+    """Lists what is registered, of one kind or of all."""
+    found = {each: catalogue(group) for each, group in groups.items() if kind in (None, each)}
+    if as_json:
+        _print(found[kind] if kind else found)
+        return
+    for each, entries in found.items():
+        rows = [(entry["name"], entry["summary"], ", ".join(entry["settings"])) for entry in entries]
+        show(each, ("name", "what it is", "settings"), rows, left=True)
+
+
+def doctor(as_json: bool) -> None:
+    """Prints findings about installation and machine.
+
+    Raises:
+        ResourceError: Something is missing.
+    """
+    findings = examine()
+    if as_json:
+        _print(findings)
+    else:
+        rows = [("ok" if each["ok"] else "problem", each["check"], each["finding"]) for each in findings]
+        show("nas doctor", ("", "check", "finding"), rows, left=True)
+    if not all(each["ok"] for each in findings):
+        raise ResourceError("some checks failed; the findings say what to do")
+
+
+def configure(options: Options, stages: Sequence[str], base: Config | None = None) -> Config:
+    """Returns the configuration: defaults or a run's, then YAML file, then flags, then --set."""
+    layers = [] if base is None else [from_mapping(dict(vars(base)), "the run's configuration")]
+    if options["config"]:
+        layers.append(read_yaml(Path(options["config"])))
+    flags: dict[str, Any] = {flag: options[flag] for flag in ("space", "selector", "dataset", "seed", "device")}
+    if (options["dataset"] or "").endswith(".npz"):
+        flags["dataset"] = {"name": "npz", "path": options["dataset"]}
+    if options["benchmark"] is not None:
+        flags["benchmark"] = {"path": options["benchmark"]}
+    layers += [from_mapping({flag: value}, f"--{flag}") for flag, value in flags.items() if value is not None]
+    if options["epochs"] is not None:
+        trained = [stage for stage in ("search", "retrain") if stage in stages] or ["retrain"]
+        layers.append(from_mapping({stage: {"epochs": options["epochs"]} for stage in trained}, "--epochs"))
+    return build(Config, [*layers, *map(from_setting, options["changes"])])
+
+
+def _execute(run: Run, command: str, stages: Sequence[str], options: Options) -> None:
+    """Runs stages and prints the result of the last."""
+    run = execute(run, stages, quiet=options["quiet"], command=command)
+    results.show_result(run, stages[-1], options["as_json"])
+
+
+def _dry_run(config: Config, folder: Path, as_json: bool, genotype: Genotype | None = None) -> None:
+    """Prints the size of the network that would be trained."""
+    task = config.dataset.task()
+    space = config.space if genotype is None else config.space.fix(genotype)
+    size = inspect(space, task, searching=genotype is None)
+    text = {} if genotype is None else {"genotype": config.space.format(genotype)}
+    network = "supernet" if genotype is None else "derived"
+    if as_json:
+        more = {"task": asdict(task), **text, "folder": str(folder), "config": to_tree(config)}
+        _print({"network": network, **asdict(size), **more})
+        return
+    rows = [
+        ("network", network),
+        ("for", f"{task.channels}x{task.height}x{task.width} images in {task.classes} classes"),
+        *((key.replace("_", " "), f"{value:,}") for key, value in asdict(size).items()),
+        *text.items(),
+    ]
+    show("Dry run: nothing was trained", ("", ""), rows, [f"the run folder would be {folder}"], left=True)
+
+
+def _print(data: object) -> None:
+    print(json.dumps(data, indent=2))
