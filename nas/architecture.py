@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from nas.errors import NumericsError
 from nas.estimators import entropy
 from nas.randomness import generator
 from nas.space import Cell, SearchSpace
@@ -28,7 +29,13 @@ class Architecture(nn.Module):
         self.tables = nn.ParameterDict({name: nn.Parameter(value) for name, value in draws.items()})
 
     def logits(self) -> dict[str, Tensor]:
-        """Returns the logits by cell name, -inf where an edge has no candidate."""
+        """Returns the logits by cell name, -inf where an edge has no candidate.
+
+        Raises:
+            NumericsError: One is no longer finite.
+        """
+        if not all(torch.isfinite(table).all() for table in self.tables.values()):
+            raise NumericsError("the architecture logits are no longer finite; lower search.logits.lr")
         return {name: self.tables[name].masked_fill(~cell.mask, -torch.inf) for name, cell in self.cells.items()}
 
 

@@ -114,12 +114,13 @@ def configure(options: Options, stages: Sequence[str], base: Config | None = Non
     layers = [] if base is None else [from_mapping(dict(vars(base)), "the run's configuration")]
     if options["config"]:
         layers.append(read_yaml(Path(options["config"])))
-    flags: dict[str, Any] = {flag: options[flag] for flag in ("space", "selector", "dataset", "seed", "device")}
+    flags: dict[str, Any] = {flag: {flag: options[flag]} for flag in ("space", "selector", "dataset", "seed", "device")}
     if (options["dataset"] or "").endswith(".npz"):
-        flags["dataset"] = {"name": "npz", "path": options["dataset"]}
-    if options["benchmark"] is not None:
-        flags["benchmark"] = {"path": options["benchmark"]}
-    layers += [from_mapping({flag: value}, f"--{flag}") for flag, value in flags.items() if value is not None]
+        flags["dataset"] = {"dataset": {"name": "npz", "path": options["dataset"]}}
+    if base is not None:  # a search that is done keeps its seed
+        flags["seed"] = {"retrain": {"seed": options["seed"]}}
+    flags["benchmark"] = {"benchmark": {"path": options["benchmark"]}}
+    layers += [from_mapping(tree, f"--{flag}") for flag, tree in flags.items() if options[flag] is not None]
     if options["epochs"] is not None:
         trained = [stage for stage in ("search", "retrain") if stage in stages] or ["retrain"]
         layers.append(from_mapping({stage: {"epochs": options["epochs"]} for stage in trained}, "--epochs"))

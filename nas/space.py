@@ -1,7 +1,6 @@
 """The vocabulary of search spaces: cells of edges with candidate operations, placed in a list of layers."""
 
 import hashlib
-import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import ConfigError
+from nas.genotype import Choice as Choice
+from nas.genotype import Genotype as Genotype
+from nas.genotype import least_renumbering
 from nas.registry import did_you_mean
 
 if TYPE_CHECKING:
     import networkx
-
-Choice = tuple[int, int, str]
-"""An edge with its decided operation: (source, target, operation)."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,15 @@ class Cell:
         if parallel := sorted({pair for pair in pairs if pairs.count(pair) > 1}):
             raise ConfigError(f"parallel edges {parallel}: give one edge all the candidates")
         for edge in self.edges:
-            if edge.target < self.inputs:
-                raise ConfigError(
-                    f"edge {edge.source}-{edge.target} leads into an input; inputs are 0 to {self.inputs - 1}"
-                )
+            where = f"edge {edge.source}-{edge.target}"
+            if edge.target < self.inputs or edge.source < 0:
+                raise ConfigError(f"{where} leads into an input, or from no node; inputs are 0 to {self.inputs - 1}")
             if not edge.operations or len(set(edge.operations)) < len(edge.operations):
-                raise ConfigError(f"edge {edge.source}-{edge.target} needs distinct candidates, got {edge.operations}")
+                raise ConfigError(f"{where} needs distinct candidates, got {edge.operations}")
         if not self.outputs or min(self.outputs) < self.inputs or self.inputs < 1:
             raise ConfigError(f"outputs must be nodes after the {self.inputs} inputs, got {self.outputs}")
+        if self.combine not in ("concatenate", "sum") or (self.retain is not None and self.retain < 1):
+            raise ConfigError(f"combine must be concatenate or sum, retain >= 1; got {self.combine!r}, {self.retain}")
         _ = self.order
 
     @cached_property
@@ -157,61 +157,6 @@ class Auxiliary:
 
 
 Layer = nn.Module | CellSlot | Auxiliary
-
-
-@dataclass(frozen=True, eq=False)
-class Genotype:
-    """A decided architecture: for each cell, its edges with one operation each.
-
-    Equal when the sorted edge lists are equal. An edge that is not listed does not exist.
-    """
-
-    cells: Mapping[str, tuple[Choice, ...]]
-
-    def __post_init__(self) -> None:
-        ordered = {
-            name: tuple(sorted(((int(s), int(t), str(o)) for s, t, o in edges), key=lambda c: (c[1], c[0], c[2])))
-            for name, edges in sorted(self.cells.items())
-        }
-        object.__setattr__(self, "cells", ordered)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Genotype) and self.cells == other.cells
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.cells.items()))
-
-    def to_json(self) -> str:
-        """Returns one line of JSON: {"cells": {name: [[source, target, operation], ...]}}."""
-        return json.dumps({"cells": self.cells})
-
-    @classmethod
-    def from_json(cls, text: str) -> "Genotype":
-        """Parses `to_json`'s text.
-
-        Raises:
-            ConfigError: The text is no genotype.
-        """
-        try:
-            cells = json.loads(text)["cells"]
-            return cls({name: tuple((s, t, o) for s, t, o in edges) for name, edges in cells.items()})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            example = '{"cells": {"normal": [[0, 2, "skip_connect"], ...]}}'
-            raise ConfigError(f"{text[:60]!r} is no genotype ({error}); JSON genotypes read {example}") from None
-
-    def graph(self, cell: str) -> "networkx.DiGraph[int]":
-        """Returns one cell as a graph whose edges carry `operation`."""
-        import networkx
-
-        graph: networkx.DiGraph[int] = networkx.DiGraph()
-        graph.add_edges_from(
-            (source, target, {"operation": operation}) for source, target, operation in self.cells[cell]
-        )
-        return graph
-
-    def without(self, operation: str) -> "Genotype":
-        """Returns the genotype without the edges that hold `operation`, e.g. `none`."""
-        return Genotype({n: tuple(c for c in edges if c[2] != operation) for n, edges in self.cells.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,13 +252,8 @@ class SearchSpace(ABC):
         least = {}
         for name, choices in genotype.cells.items():
             cell = self.cells[name]
-            outputs = sorted(set(cell.outputs))
-            inner = sorted(set(cell.order) - set(outputs))
-            least[name] = min(
-                sorted((new.get(s, s), new.get(t, t), o) for s, t, o in choices)
-                for a, b in itertools.product(itertools.permutations(inner), itertools.permutations(outputs))
-                for new in [dict(zip([*inner, *outputs], [*a, *b], strict=True))]
-            )
+            inner = sorted(set(cell.order) - set(cell.outputs))
+            least[name] = least_renumbering(choices, inner, sorted(set(cell.outputs)))
         return hashlib.sha256(json.dumps(least, sort_keys=True).encode()).hexdigest()
 
 
@@ -345,6 +285,10 @@ class FixedSpace(SearchSpace):
     def layers(self, task: Task, searching: bool) -> list[Layer]:
         """Returns the base space's layers."""
         return self.base.layers(task, searching)
+
+    def check(self) -> None:
+        """Checks the base space; a genotype may leave nodes without in-edges or out-edges."""
+        self.base.check()
 
 
 def _alive(cell: Cell, edges: Sequence[tuple[int, int]]) -> tuple[set[int], set[int]]:

@@ -117,21 +117,37 @@ class DARTS(SearchSpace):
         try:
             call = ast.parse(text.strip(), mode="eval").body
             assert isinstance(call, ast.Call)
+            assert ast.unparse(call.func) == "Genotype"
             given = {keyword.arg: keyword.value for keyword in call.keywords}
-            cells = {name: self._edges(ast.literal_eval(given[name])) for name in ("normal", "reduce")}
+            for name in ("normal_concat", "reduce_concat"):
+                if name in given:
+                    self._require_all_nodes(given[name])
+            return Genotype({name: self._edges(ast.literal_eval(given[name])) for name in ("normal", "reduce")})
         except (SyntaxError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
             example = "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=[2, 3, 4, 5], reduce=[...], ...)"
             raise ConfigError(f"{text[:60]!r} is no DARTS genotype ({error}); it reads {example}") from None
-        return Genotype(cells)
 
     def format(self, genotype: Genotype) -> str:
-        """Writes the published form."""
+        """Writes the published form, or JSON if a node has other than the two in-edges that form can tell."""
+        targets = [i for i in range(2, 2 + self.nodes) for _ in range(2)]
+        if any([target for _, target, _ in edges] != targets for edges in genotype.cells.values()):
+            return super().format(genotype)
         concat = list(range(2, 2 + self.nodes))
         parts = [
             f"{name}={[(operation, source) for source, _, operation in genotype.cells[name]]}, {name}_concat={concat}"
             for name in ("normal", "reduce")
         ]
         return f"Genotype({', '.join(parts)})"
+
+    def _require_all_nodes(self, concat: ast.expr) -> None:
+        """Raises ValueError unless `concat`, a list or a `range`, names every intermediate node in turn."""
+        if isinstance(concat, ast.Call):
+            assert ast.unparse(concat.func) == "range"
+            same = range(*map(ast.literal_eval, concat.args)) == range(2, 2 + self.nodes)
+        else:
+            same = [*ast.literal_eval(concat)] == [*range(2, 2 + self.nodes)]
+        if not same:
+            raise ValueError(f"{ast.unparse(concat)} is joined, expected nodes 2 to {1 + self.nodes}")
 
     def _edges(self, pairs: list[tuple[str, int]]) -> tuple[Choice, ...]:
         if len(pairs) != 2 * self.nodes:

@@ -81,10 +81,11 @@ class NASBench201(SearchSpace):
         if not text.lstrip().startswith("|"):
             return super().parse(text)
         choices: list[Choice] = []
-        for target, node in enumerate(text.strip().split("+"), start=1):
+        nodes = text.strip().split("+")
+        for target, node in enumerate(nodes, start=1):
             found = re.fullmatch(r"\|(?:[^|~]+~\d+\|)+", node)
             pairs = re.findall(r"([^|~]+)~(\d+)", node)
-            if not found or [int(source) for _, source in pairs] != list(range(target)):
+            if not found or len(nodes) != 3 or [int(source) for _, source in pairs] != list(range(target)):
                 raise ConfigError(
                     f"{text[:90]!r} is no NAS-Bench-201 cell (node {target}); "
                     "it reads |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"

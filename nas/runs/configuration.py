@@ -59,6 +59,7 @@ class Retrain:
         epochs: Passes over `train` and `arch`.
         batch_size: Images per step.
         seeds: How many times the derived genotype is retrained.
+        seed: Key of the randomness of all of them; None takes the run's.
         optimizer: Of the weights.
         clip: Largest norm of the gradient; 0 for no limit.
         drop_path: Probability of dropping a candidate's output for a sample.
@@ -70,6 +71,7 @@ class Retrain:
     epochs: int = 30
     batch_size: int = 64
     seeds: int = 3
+    seed: int | None = None
     optimizer: Optimizer = SGD(lr=Cosine(start=0.025, end=0.0))
     clip: float = 5.0
     drop_path: Schedule = Linear(start=0.0, end=0.2)
@@ -79,7 +81,7 @@ class Retrain:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "epochs", "batch_size", "seeds")
-        _at_least(self, 0, "clip", "auxiliary_weight")
+        _at_least(self, 0, "clip", "auxiliary_weight", *([] if self.seed is None else ["seed"]))
         self.drop_path.require("drop_path", lambda value: 0 <= value < 1, "at least 0 and below 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing:g}")

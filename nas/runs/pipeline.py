@@ -129,4 +129,6 @@ def _begin(config: Config, out: str | Path | None) -> Run:
 
 def _reopen(run: Run | str | Path, sections: dict[str, Any]) -> Run:
     run = run if isinstance(run, Run) else Run.open(Path(run))
+    if "epochs" in sections:  # the search is done
+        sections["retrain"] = {"epochs": sections.pop("epochs"), **sections.get("retrain", {})}
     return run.change(configure(run.config, **sections)) if sections else run

@@ -60,7 +60,8 @@ class Retraining(Training):
 
     def __init__(self, session: Session, genotype: Genotype, index: int, folder: Path) -> None:
         config, settings = session.config, session.config.retrain
-        self.session, self.settings, self.seed = session, settings, config.seed
+        self.session, self.settings = session, settings
+        self.seed = config.seed if settings.seed is None else settings.seed
         self.stage = f"retrain/{folder.parent.name}/{folder.name}"
         # Networks of different genotypes see the same draws, so that they differ in nothing else.
         self.key = ("retrain", index)

@@ -12,7 +12,7 @@ import torch
 
 from nas.config import to_tree
 from nas.data import Splits
-from nas.errors import Interrupted, ResourceError
+from nas.errors import ConfigError, Interrupted, ResourceError
 from nas.progress import Progress, StopRequest
 from nas.runs.configuration import Config
 from nas.runs.evaluation import Evaluator
@@ -95,6 +95,13 @@ def session(folder: Path, config: Config, command: str, *, quiet: bool = False) 
             yield work
         except torch.OutOfMemoryError as error:
             raise ResourceError(f"out of memory ({error}); lower search.batch_size, space.channels or depth") from error
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                "a batch norm saw one value per channel; use a larger batch_size, more data (dataset.limit), "
+                "or larger images"
+            ) from error
 
 
 def choose_device(name: str) -> torch.device:

@@ -98,7 +98,7 @@ class Loop:
                 if saved_step < self.done and (stop or due or self.done == training.steps):
                     self._save()
                     saved_at, saved_step = time.monotonic(), self.done
-                if self.done < training.steps:
+                if stop and self.done < training.steps:
                     session.raise_if_stopped(f"after step {self.done} of {training.steps} of {training.stage}")
 
     def _end_epoch(self, progress: float) -> dict[str, float]:
@@ -110,7 +110,8 @@ class Loop:
 
     def _averages(self) -> dict[str, float]:
         """Returns the averages over the epoch so far; the one place where the loop waits for the device."""
-        averages = {name: float(total[0] / total[1]) for name, total in self.totals.items()}
+        # Sorted: a checkpoint gives the totals back in another order, and rows are compared for bytes.
+        averages = {name: float(total[0] / total[1]) for name, total in sorted(self.totals.items())}
         if not all(math.isfinite(value) for value in averages.values()):
             raise NumericsError(
                 f"a loss of {self.training.stage} is no longer finite at step {self.done}; lower the learning rate "
