@@ -1,6 +1,7 @@
 """Tabular benchmarks: published accuracies of every architecture of a space."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,11 +59,13 @@ class Table:
         if not Path(benchmark.path).is_file():
             raise DataError(f"{where}: no such file; give a NAS-Bench-201 table with --benchmark path.npz")
         try:
-            with np.load(benchmark.path, allow_pickle=False) as archive:
+            with open(benchmark.path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 self.architectures: NDArray[np.str_] = archive["arch"].astype(str)
                 self.valid: NDArray[np.float64] = archive[f"{benchmark.dataset}_valid"].astype(np.float64)
                 self.test: NDArray[np.float64] = archive[f"{benchmark.dataset}_test"].astype(np.float64)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            if not self.architectures.shape == self.valid.shape == self.test.shape == (len(self.architectures),):
+                raise ValueError("the columns differ in length")
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
                 f"{where} is damaged or no such table ({error}); it needs arch, {benchmark.dataset}_valid and _test"
             ) from error

@@ -1,6 +1,7 @@
 """What the commands do once their options are parsed; imported late, since it loads torch."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,9 +42,7 @@ def go_on(command: str, run_folder: str, options: Options) -> None:
         _dry_run(config, found.folder, options["as_json"], None if command == "derive" else found.genotype())
         return
     if options["out"] and command == "retrain":
-        genotype = found.genotype()
-        found = Run.begin(Path(options["out"]), config)
-        found.write_genotype(genotype)
+        found = Run.begin(Path(options["out"]), config, found.genotype())
     elif options["out"]:
         raise ConfigError(f"--out {options['out']}: nas {command} works in the run folder {run_folder}; leave it away")
     else:
@@ -53,7 +52,7 @@ def go_on(command: str, run_folder: str, options: Options) -> None:
 
 def retrain(given: str, options: Options) -> None:
     """Retrains the genotype of a run, or one given as a file or as text."""
-    is_text = any(sign in given for sign in "{(|")
+    is_text = any(sign in given for sign in "{(|") and not os.path.exists(given)
     if not is_text and (Path(given) / "config.yaml").is_file():
         go_on("retrain", given, options)
         return
@@ -68,17 +67,17 @@ def retrain(given: str, options: Options) -> None:
     if options["dry_run"]:
         _dry_run(config, folder, options["as_json"], genotype)
         return
-    found = Run.begin(folder, config)
-    found.write_genotype(genotype)
-    _execute(found, "retrain", ("retrain",), options)
+    _execute(Run.begin(folder, config, genotype), "retrain", ("retrain",), options)
 
 
 def resume(run_folder: str, options: Options) -> None:
     """Goes on with the command that last worked in a run folder."""
     found = Run.open(Path(run_folder))
-    command = read_json(found.folder / "status.json").get("command")
+    path = found.folder / "status.json"
+    status = read_json(path) if path.is_file() else None
+    command = status.get("command") if isinstance(status, dict) else None
     if command not in (*STAGES, "run"):
-        raise CheckpointError(f"{found.folder / 'status.json'} names no command; give the command again instead")
+        raise CheckpointError(f"{path} names no command; give the command again instead")
     _execute(found, command, STAGES if command == "run" else (command,), options)
 
 
@@ -139,6 +138,7 @@ def _dry_run(config: Config, folder: Path, as_json: bool, genotype: Genotype | N
     space = config.space if genotype is None else config.space.fix(genotype)
     size = inspect(space, task, searching=genotype is None)
     text = {} if genotype is None else {"genotype": config.space.format(genotype)}
+    notes = [*(f"genotype {written}" for written in text.values()), f"the run folder would be {folder}"]
     network = "supernet" if genotype is None else "derived"
     if as_json:
         more = {"task": asdict(task), **text, "folder": str(folder), "config": to_tree(config)}
@@ -148,9 +148,8 @@ def _dry_run(config: Config, folder: Path, as_json: bool, genotype: Genotype | N
         ("network", network),
         ("for", f"{task.channels}x{task.height}x{task.width} images in {task.classes} classes"),
         *((key.replace("_", " "), f"{value:,}") for key, value in asdict(size).items()),
-        *text.items(),
     ]
-    show("Dry run: nothing was trained", ("", ""), rows, [f"the run folder would be {folder}"], left=True)
+    show("Dry run: nothing was trained", ("", ""), rows, notes, left=True)
 
 
 def _print(data: object) -> None:

@@ -9,16 +9,23 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from nas.errors import ConfigError
 
 
+@cache
+def entries(group: str) -> Sequence[EntryPoint]:
+    """Returns the entry points of a group; read once, for it takes as long as a small training step."""
+    return tuple(entry_points(group=group))
+
+
 def names(group: str) -> list[str]:
     """Returns the registered names of a group, e.g. `nas.selectors`, in alphabetical order."""
-    return sorted({entry.name for entry in entry_points(group=group)})
+    return sorted({entry.name for entry in entries(group)})
 
 
 def did_you_mean(name: str, accepted: Iterable[str]) -> str:
@@ -37,7 +44,7 @@ def load(group: str, reference: str) -> type:
     """
     if ":" in reference:
         return _from_reference(reference)
-    found = [entry for entry in entry_points(group=group) if entry.name == reference]
+    found = [entry for entry in entries(group) if entry.name == reference]
     if not found:
         kind = group.removeprefix("nas.").replace("_", " ").removesuffix("s")
         raise ConfigError(f"unknown {kind} {reference!r}: {did_you_mean(reference, names(group))}")
@@ -47,7 +54,7 @@ def load(group: str, reference: str) -> type:
 def name_of(group: str, cls: type) -> str:
     """Returns the reference under which `load` finds `cls` again."""
     here = f"{cls.__module__}:{cls.__qualname__}"
-    for entry in entry_points(group=group):
+    for entry in entries(group):
         if entry.value == here:
             return entry.name
     file = getattr(sys.modules.get(cls.__module__), "__nas_plugin__", None)

@@ -75,9 +75,9 @@ class Selection:
         return Selection(self.paths, _leaf(self.weights, device), self.probes, None, _leaf(self.offset, device))
 
     def to(self, device: torch.device) -> "Selection":
-        """Returns the selection with its weights on `device`."""
-        weights = None if self.weights is None else self.weights.to(device)
-        return Selection(self.paths, weights, self.probes, self.log_prob, self.offset)
+        """Returns the selection with its weights and offset on `device`."""
+        weights, offset = (None if value is None else value.to(device) for value in (self.weights, self.offset))
+        return Selection(self.paths, weights, self.probes, self.log_prob, offset)
 
 
 def indices(chosen: Tensor) -> Candidates:

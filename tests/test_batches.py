@@ -38,7 +38,6 @@ def same(first, second):
 
 
 def test_random_access_equals_sequential_access(images):
-    sequential = [batches(images).batch(0)]
     source = batches(images)
     sequential = [source.batch(step) for step in range(12)]
     for step in (11, 3, 4, 0, 7):

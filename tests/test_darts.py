@@ -54,9 +54,9 @@ def test_widths_must_be_positive(setting):
 
 @pytest.mark.parametrize("depth", [3, 4, 8, 20])
 def test_two_cells_reduce_at_one_and_two_thirds_and_the_auxiliary_classifier_follows_the_second(depth):
-    slots = [layer for layer in DARTS(channels=2, depth=depth).layers(TASK, searching=True)
-             if not isinstance(layer, nn.Module)]  # fmt: skip
-    kinds = ["head" if isinstance(slot, Auxiliary) else slot.cell for slot in slots]
+    layers = DARTS(channels=2, depth=depth).layers(TASK, searching=True)
+    places = [layer for layer in layers if not isinstance(layer, nn.Module)]
+    kinds = ["head" if isinstance(place, Auxiliary) else place.cell for place in places]
     assert kinds.index("head") == 2 * depth // 3 + 1
     kinds.remove("head")
     assert len(kinds) == depth

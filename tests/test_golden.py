@@ -1,8 +1,9 @@
 """Golden traces: the losses of a few bilevel steps, for every selector on every space.
 
 They catch a change of mathematics, order or randomness that no other test names. Orders of summation differ between
-machines, thread counts and engines by about 1e-3 in a float32 gradient; over six steps that moves a loss of 2.3 by less
-than the tolerance, while a changed decision, key or formula moves it by more. `python tests/test_golden.py` writes them.
+machines, thread counts and engines by about 1e-3 in a float32 gradient; over six steps that moved a loss by at most
+1e-3 (measured with the weights in channels_last), while a changed decision, key or formula moves it by more than the
+tolerance. `python tests/test_golden.py` writes them.
 """
 
 import json

@@ -13,7 +13,7 @@ GROUP = "nas.schedules"
 
 
 @pytest.fixture(autouse=True)
-def entries(monkeypatch: pytest.MonkeyPatch) -> None:
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [
         EntryPoint("linear", "nas.schedules:Linear", GROUP),
         EntryPoint("cosine", "nas.schedules:Cosine", GROUP),
@@ -21,7 +21,7 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("broken", "nas.no_such_module:Absent", GROUP),
         EntryPoint("function", "math:cos", GROUP),
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry for entry in found if entry.group == group])
+    monkeypatch.setattr(registry, "entries", lambda group: [entry for entry in found if entry.group == group])
 
 
 @pytest.fixture

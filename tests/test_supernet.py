@@ -140,45 +140,10 @@ def test_preprocessing_some_inputs_only_is_refused():
 
 
 def test_the_stride_applies_only_to_edges_that_leave_an_input():
-    strides = {(e.source, e.target): m.get_submodule("conv3.0").stride
-               for e, m in zip(EDGES, mixed_cell(stride=2).edges.values(), strict=True) if "conv3" in m}  # fmt: skip
-    assert {pair: stride[0] for pair, stride in strides.items()} == {pair: 2 if pair[0] < 2 else 1 for pair in strides}
-    assert set(strides) > {(0, 2), (2, 4)}
-
-
-# The offset
-
-
-def test_an_offset_of_zero_changes_nothing_and_its_gradient_is_the_sum_of_the_edges_gradient(generator):
-    cell, inputs = mixed_cell(), images(2, 3, 5, 5)
-    chosen = paths({(0, 2): "conv3", (2, 3): "conv1", (1, 3): "skip", (3, 4): "conv3"})
-    offset = torch.zeros(len(EDGES), dtype=torch.float64, requires_grad=True)
-    weights = torch.zeros(len(EDGES), 4, dtype=torch.float64)
-    for e, path in enumerate(chosen):
-        weights[e, list(path)] = 1.0
-    without = run_cell(cell, inputs, Selection(chosen, weights))
-    found = run_cell(cell, inputs, Selection(chosen, weights, offset=offset))
-    assert torch.equal(found, without)
-
-    outputs: dict[int, torch.Tensor] = {}
-
-    def keep(e):
-        def hook(module, args, y):
-            y = y.clone() if isinstance(module, nn.Identity) else y
-            y.retain_grad() if y.requires_grad else y.requires_grad_().retain_grad()
-            outputs[e] = y
-            return y
-
-        return hook
-
-    handles = [cell.candidates[e][path[0]].register_forward_hook(keep(e)) for e, path in enumerate(chosen) if path]
-    direction = torch.randn(found.shape, generator=generator, dtype=torch.float64)
-    (run_cell(cell, inputs, Selection(chosen)) * direction).sum().backward()
-    (gradient,) = torch.autograd.grad((found * direction).sum(), offset)
-    expected = [outputs[e].grad.sum() if path else torch.tensor(0.0).double() for e, path in enumerate(chosen)]
-    # Sums of 150 numbers of order one: rounding below 150 * 2e-16.
-    torch.testing.assert_close(gradient, torch.stack(expected), rtol=1e-12, atol=1e-12)
-    assert len(handles) == 4
+    pairs = [(edge.source, edge.target) for edge in EDGES if "conv3" in edge.operations]
+    cell = mixed_cell(stride=2)
+    found = {pair: cell.get_submodule(f"edges.{pair[0]}-{pair[1]}.conv3.0").stride[0] for pair in pairs}
+    assert found == {(0, 2): 2, (1, 3): 2, (0, 4): 2, (2, 4): 1}
 
 
 # Drop-path
@@ -271,10 +236,8 @@ def test_the_state_of_a_derived_network_is_a_subset_of_the_supernets(space):
     state = Network(space, TASK, searching=True).state_dict()
     for genotype in genotypes(space):
         derived = Network(space.fix(genotype), TASK, searching=True).state_dict()
-        assert (
-            derived.items()
-            and {k: v.shape for k, v in derived.items()}.items() <= {k: v.shape for k, v in state.items()}.items()
-        )
+        assert derived.keys() <= state.keys()
+        assert all(value.shape == state[key].shape for key, value in derived.items())
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -188,6 +188,26 @@ def test_a_selector_in_a_test_passes():
     check_selector(Honest())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sparse(Selector):
+    """A mixture in which every candidate runs, but all except the likeliest two weigh exactly zero."""
+
+    stochastic: ClassVar[bool] = False
+
+    def select(self, logits, progress, generator):
+        weights = softmax(logits)
+        second = weights.topk(min(2, logits.shape[1])).values[:, -1:]
+        weights = weights * (weights >= second)
+        return Selection.mixture(weights / weights.sum(-1, keepdim=True), logits.isfinite())
+
+
+def test_a_selector_whose_weights_may_be_zero_drops_them_in_a_weight_step():
+    check_selector(Sparse())
+    chosen = Sparse().select(torch.tensor([[0.5, 0.0, 0.2]]), 0.0, torch.Generator())
+    assert chosen.paths == ((0, 1, 2),)
+    assert chosen.detach().paths == ((0, 2),)
+
+
 class Inherited(Honest):
     pass
 

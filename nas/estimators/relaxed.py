@@ -26,6 +26,6 @@ def gumbel_softmax(logits: Tensor, temperature: float, generator: Generator | No
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Returns the entropy in nats over the last dimension; a probability of zero adds zero, and no NaN to a gradient."""
+    """Returns the entropy in nats over the last dimension; a probability of zero adds zero, to a gradient too."""
     tiny = torch.finfo(probabilities.dtype).tiny
     return -(probabilities * probabilities.clamp_min(tiny).log()).sum(-1)

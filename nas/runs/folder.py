@@ -16,6 +16,7 @@ from nas.errors import CheckpointError, ConfigError
 from nas.files import read_json, write_atomic, write_json, writing
 from nas.runs.configuration import MEANING, Config
 from nas.space import Genotype
+from nas.status import lock
 
 PRODUCTS = {"search": "checkpoints", "derive": "genotype.json", "retrain": "retrain", "gap": "gap.json"}
 """What each stage leaves in the run folder, in order."""
@@ -47,37 +48,52 @@ class Run:
         return cls(folder, build(Config, [read_yaml(folder / "config.yaml")]))
 
     @classmethod
-    def begin(cls, folder: Path, config: Config) -> "Run":
+    def begin(cls, folder: Path, config: Config, genotype: Genotype | None = None) -> "Run":
         """Returns the run in a folder, new or to be resumed.
+
+        Args:
+            folder: Where.
+            config: What is asked.
+            genotype: What to retrain, where it does not come from a search in this folder.
 
         Raises:
             ConfigError: The folder holds results of other settings; the message lists the difference.
             ResourceError: The folder cannot be written.
+            LockedError: Another process works in it.
         """
-        if (folder / "config.yaml").is_file():
-            before = cls.open(folder).config
-            done = {stage for stage, product in PRODUCTS.items() if (folder / product).exists()}
-            _refuse(folder, before, config, {section for stage in done for section in MEANING[stage]})
         run = cls(folder, config)
-        run.write()
+        if genotype:
+            config.space.require(genotype)
+        with lock(folder):
+            if (folder / "config.yaml").is_file():
+                before = cls.open(folder)
+                done = {stage for stage, product in PRODUCTS.items() if (folder / product).exists()}
+                _refuse(folder, before.config, config, {section for stage in done for section in MEANING[stage]})
+                if genotype and "derive" in done and before.genotype() != genotype:
+                    raise ConfigError(f"{folder} holds another genotype; choose another --out")
+            run.write()
+            if genotype:
+                run.write_genotype(genotype)
         return run
 
     def change(self, config: Config) -> "Run":
         """Returns the run with other settings for the stages after the search, which must not change.
 
         Raises:
-            ConfigError: The search was done with other settings.
+            ConfigError: The search was done with other settings, or the genotype is not of the space asked for.
+            LockedError: Another process works in the folder.
         """
-        if (self.folder / PRODUCTS["search"]).exists():
-            _refuse(self.folder, self.config, config, set(MEANING["search"]))
         changed = replace(self, config=config)
-        if config != self.config:
+        if config == self.config:
+            return changed
+        with lock(self.folder):
+            if (self.folder / PRODUCTS["search"]).exists():
+                _refuse(self.folder, self.config, config, set(MEANING["search"]))
+            if (self.folder / PRODUCTS["derive"]).is_file():
+                changed.genotype()
             changed.write()
-            if any(
-                getattr(config, section) != getattr(self.config, section)
-                for stage in MEANING.values()
-                for section in stage
-            ):
+            sections = {section for stage in MEANING.values() for section in stage}
+            if any(getattr(config, section) != getattr(self.config, section) for section in sections):
                 (self.folder / PRODUCTS["gap"]).unlink(missing_ok=True)  # it was measured under other settings
         return changed
 

@@ -17,6 +17,7 @@ from nas.benchmarks import Table
 from nas.derivation import discretise, sample, uniform
 from nas.files import write_json
 from nas.randomness import generator, seed_of
+from nas.runs.configuration import Config
 from nas.runs.derive import load_search
 from nas.runs.folder import PRODUCTS
 from nas.runs.retrain import retrain_genotype
@@ -30,7 +31,7 @@ RESAMPLES = 2000
 def measure(session: Session, genotype: Genotype) -> dict[str, Any]:
     """Measures the gap, retraining whatever is not retrained yet, and writes `gap.json`."""
     config = session.config
-    table = Table(config.benchmark) if config.benchmark.path else None
+    table = read_table(config)
     looked_up = asdict(table.entry(config.space, genotype)) if table else None
     search = load_search(session)
     rivals = random_genotypes(session, config.gap.random)
@@ -91,6 +92,11 @@ def measure(session: Session, genotype: Genotype) -> dict[str, Any]:
     }
     write_json(session.folder / PRODUCTS["gap"], report)
     return report
+
+
+def read_table(config: Config) -> Table | None:
+    """Returns the table of published accuracies that the configuration names, if it names one."""
+    return Table(config.benchmark) if config.benchmark.path else None
 
 
 def random_genotypes(session: Session, count: int) -> list[Genotype]:

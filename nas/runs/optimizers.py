@@ -27,7 +27,7 @@ class Optimizer(ABC):
 
     def __post_init__(self) -> None:
         self.lr.require("lr", lambda value: value >= 0, "at least 0")
-        if self.weight_decay < 0:
+        if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay:g}")
 
     @abstractmethod
@@ -51,6 +51,13 @@ class SGD(Optimizer):
     weight_decay: float = 3e-4
     nesterov: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum:g}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0, got 0; raise momentum or leave nesterov false")
+
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns `torch.optim.SGD`."""
         return torch.optim.SGD(
@@ -71,6 +78,10 @@ class Adam(Optimizer):
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 1e-3
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_betas(self.betas)
+
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns `torch.optim.Adam`."""
         return torch.optim.Adam(
@@ -86,8 +97,17 @@ class AdamW(Optimizer):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_betas(self.betas)
+
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns `torch.optim.AdamW`."""
         return torch.optim.AdamW(
             parameters, lr=self.lr(0.0), betas=self.betas, weight_decay=self.weight_decay, foreach=True
         )
+
+
+def _require_betas(betas: tuple[float, float]) -> None:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be at least 0 and below 1, got {betas}")

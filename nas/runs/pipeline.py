@@ -51,7 +51,8 @@ def search(
     Raises:
         NasError: See `nas.errors`; the message says what to do.
     """
-    return execute(_begin(configure(config, **sections), out), ["search"], quiet=quiet)
+    asked = configure(config, **sections)
+    return execute(Run.begin(default_folder(asked) if out is None else Path(out), asked), ["search"], quiet=quiet)
 
 
 def derive(run: Run | str | Path, *, quiet: bool = False, **sections: Any) -> Genotype:
@@ -71,10 +72,9 @@ def retrain(
         sections: See `configure`.
     """
     if isinstance(run, Genotype):
-        genotype, config = run, configure(**sections)
-        config.space.require(genotype)
-        run = _begin(config, out or default_folder(config, genotype))
-        run.write_genotype(genotype)
+        config = configure(**sections)
+        folder = default_folder(config, run) if out is None else Path(out)
+        run = Run.begin(folder, config, run)
     else:
         run = _reopen(run, sections)
     with session(run.folder, run.config, "retrain", quiet=quiet) as work:
@@ -98,11 +98,13 @@ def network(run: Run | str | Path, seed: int = 0) -> Network:
 def execute(run: Run, stages: Sequence[str], *, quiet: bool = False, command: str | None = None) -> Run:
     """Runs stages in order; a stage that is done is not repeated, except derive and gap when asked for alone."""
     stage_functions = {"search": _search, "derive": _derive, "retrain": _retrain, "gap": _gap}
+    done = [stage for stage in ("derive", "gap") if len(stages) > 1 and (run.folder / PRODUCTS[stage]).is_file()]
+    left = [stage for stage in stages if stage not in done]
     with session(run.folder, run.config, command or stages[-1], quiet=quiet) as work:
-        for stage in stages:
+        if "gap" in left:
+            gap_stage.read_table(run.config)  # a wrong path is reported before the search, not after it
+        for stage in left:
             work.raise_if_stopped(f"before {stage}")
-            if len(stages) > 1 and stage in ("derive", "gap") and (run.folder / PRODUCTS[stage]).is_file():
-                continue
             stage_functions[stage](work, run)
     return run
 
@@ -121,10 +123,6 @@ def _retrain(work: Session, run: Run) -> list[Retrained]:
 
 def _gap(work: Session, run: Run) -> None:
     gap_stage.measure(work, run.genotype())
-
-
-def _begin(config: Config, out: str | Path | None) -> Run:
-    return Run.begin(default_folder(config) if out is None else Path(out), config)
 
 
 def _reopen(run: Run | str | Path, sections: dict[str, Any]) -> Run:

@@ -126,11 +126,11 @@ def retrain_genotype(session: Session, genotype: Genotype, count: int, what: str
     for index in range(count):
         folder = home / f"seed-{index}"
         if not (folder / RESULT).is_file():
+            size = inspect(session.config.space.fix(genotype), session.task, searching=False)
             title = f"retrain {what}, {index + 1} of {count}" if count > 1 else f"retrain {what}"
             training = Retraining(session, genotype, index, folder)
             Loop(training, folder, session, title).run()
             select, test = session.evaluator.accuracy(training.network, None, "select", "test")
-            size = inspect(session.config.space.fix(genotype), session.task, searching=False)
             text = session.config.space.format(genotype)
             result = Retrained(text, index, select, test, size.parameters, size.multiply_adds, folder)
             write_json(folder / RESULT, {k: v for k, v in asdict(result).items() if k != "folder"})
@@ -155,7 +155,8 @@ def read_retrained(config: Config, folder: Path, genotype: Genotype, count: int)
 
 def recipe_key(config: Config, genotype: Genotype) -> str:
     """Returns the name of the folder for a genotype under the settings on which its retraining depends."""
-    tree: dict[str, Any] = {section: to_tree(config)[section] for section in MEANING["retrain"]}
+    whole = to_tree(config)
+    tree: dict[str, Any] = {section: whole[section] for section in MEANING["retrain"]}
     del tree["retrain"]["seeds"]
     text = json.dumps([genotype.to_json(), tree], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

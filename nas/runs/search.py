@@ -14,9 +14,10 @@ from nas.data import Batches, Images
 from nas.files import write_json
 from nas.randomness import generator, seed_global
 from nas.runs.session import Session
-from nas.runs.training import Loop, Training
+from nas.runs.training import Loop, Training, require_finite
 from nas.selection import Selection
 from nas.supernet import Network
+from nas.supernet.inspection import inspect
 from nas.supernet.statistics import untouched_statistics
 
 SUMMARY = "search.json"
@@ -111,6 +112,7 @@ class BilevelSearch(Training):
 
         draws = generator(self.seed, "decide", "arch", step)
         loss = self.selector.objective(loss_of, self.architecture.logits(), progress, draws, self.memory)
+        require_finite(bool(loss.isfinite()), f"the architecture loss of {self.stage}", step + 1)
         self.logits.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.logits.step()
@@ -148,7 +150,7 @@ class BilevelSearch(Training):
 def build(session: Session) -> tuple[Network, Architecture, nn.Module | None]:
     """Returns supernet, logits and memory as they are before the first step."""
     config = session.config
-    config.space.check()
+    inspect(config.space, session.task, searching=True)  # says what is wrong with a space
     seed_global(config.seed, "initialise", "search")
     network = Network(config.space, session.task, searching=True).to(session.device)
     return network, Architecture(config.space, config.seed), config.selector.memory()

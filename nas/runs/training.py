@@ -112,15 +112,16 @@ class Loop:
         """Returns the averages over the epoch so far; the one place where the loop waits for the device."""
         # Sorted: a checkpoint gives the totals back in another order, and rows are compared for bytes.
         averages = {name: float(total[0] / total[1]) for name, total in sorted(self.totals.items())}
-        if not all(math.isfinite(value) for value in averages.values()):
-            raise NumericsError(
-                f"a loss of {self.training.stage} is no longer finite at step {self.done}; lower the learning rate "
-                "or the clipping norm and use a new run folder. Checkpoints from before are kept"
-            )
+        self._require_finite(all(math.isfinite(value) for value in averages.values()), "loss")
         return averages
+
+    def _require_finite(self, finite: bool, what: str) -> None:
+        require_finite(finite, f"a {what} of {self.training.stage}", self.done)
 
     def _save(self) -> None:
         self._averages()  # never save what is not finite
+        learned = [parameter for module in self.training.modules.values() for parameter in module.parameters()]
+        self._require_finite(all(bool(parameter.isfinite().all()) for parameter in learned), "parameter")
         tensors = {name: dict(module.state_dict()) for name, module in self.training.modules.items()}
         state: dict[str, object] = {}
         for name, optimizer in self.training.optimizers.items():
@@ -142,6 +143,15 @@ class Loop:
         self.done, self.totals = found.step, dict(found.tensors["totals"])
         if self.done < self.training.steps:
             logging.getLogger("nas").info("%s goes on from step %d", self.title, self.done)
+
+
+def require_finite(finite: bool, what: str, step: int) -> None:
+    """Raises NumericsError unless `finite`."""
+    if not finite:
+        raise NumericsError(
+            f"{what} is no longer finite at step {step}; lower the learning rate or the clipping norm and use a new "
+            "run folder. Checkpoints from before are kept"
+        )
 
 
 def restore(modules: Mapping[str, nn.Module], found: Checkpoint) -> None:

@@ -34,9 +34,10 @@ def inspect(space: SearchSpace, task: Task, *, searching: bool) -> Size:
     Raises:
         ConfigError: The space does not fit together: the message names cell, edge and candidate.
     """
-    space.check()
-    place = ["building the layers"]
+    place = ["its cells"]
     try:
+        space.check()
+        place[0] = "building the layers"
         with torch.device("meta"):
             network = Network(space, task, searching=searching, auxiliary=not searching)
             images = torch.empty(1, task.channels, task.height, task.width)
@@ -65,7 +66,10 @@ def inspect(space: SearchSpace, task: Task, *, searching: bool) -> Size:
 
 
 def _watch(cell: MixedCell, place: list[str]) -> None:
-    """Notes which candidate runs, and refuses an output of another shape than the cell's nodes have."""
+    """Notes which module runs, and refuses a candidate's output of another shape than the cell's nodes have."""
+    for index, module in enumerate(cell.preprocess):
+        where = f"cell {cell.name!r}, preprocessing of input {index}"
+        module.register_forward_pre_hook(lambda *_, where=where: place.__setitem__(0, where))
     for edge, candidates in zip(cell.cell.edges, cell.candidates, strict=True):
         stride = cell.stride if edge.source < cell.cell.inputs else 1
         for operation, candidate in zip(edge.operations, candidates, strict=True):

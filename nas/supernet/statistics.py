@@ -40,7 +40,7 @@ def recalibrated(network: nn.Module, batches: Iterable[Tensor], run: Callable[[T
     """
     found = norms(network)
     kept = [(m.momentum, {key: value.clone() for key, value in m.named_buffers()}) for m in found]
-    was_training = network.training
+    modes = [(m, m.training) for m in network.modules()]
     try:
         network.eval()
         for norm in found:
@@ -53,7 +53,8 @@ def recalibrated(network: nn.Module, batches: Iterable[Tensor], run: Callable[[T
             network.eval()
             yield
     finally:
-        network.train(was_training)
+        for module, training in modes:
+            module.training = training
         for norm, (momentum, buffers) in zip(found, kept, strict=True):
             norm.momentum = momentum
             for key, value in norm.named_buffers():
