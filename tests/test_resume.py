@@ -180,7 +180,7 @@ RETRAININGS = {
 
 
 @pytest.mark.parametrize("name", RETRAININGS)
-def test_a_retraining_stopped_at_every_kth_step_leaves_the_same_bytes(name, nas_command, stop, tmp_path):
+def test_a_retraining_stopped_at_every_step_leaves_the_same_bytes(name, nas_command, stop, tmp_path):
     settings, genotype = RETRAININGS[name]
     command = ["retrain", genotype, *flags(**settings)]
     outcome = nas_command(*command, "--out", tmp_path / "undisturbed")

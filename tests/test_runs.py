@@ -213,7 +213,6 @@ def test_each_split_serves_its_purpose_only(monkeypatch, tmp_path):
     monkeypatch.setattr(Images, "take", watched)
     during(BilevelSearch, "_weight_step", "weights")
     during(BilevelSearch, "_architecture_step", "logits")
-    during(BilevelSearch, "_accuracy", "search scores")
     during(retraining.Retraining, "step", "retrain")
     during(Evaluator, "accuracy", "accuracy")
     run = search(tmp_path / "run", selector="uniform", search={"epochs": 1}, derive={"name": "sampled", "samples": 2})

@@ -150,7 +150,7 @@ class BilevelSearch(Training):
 def build(session: Session) -> tuple[Network, Architecture, nn.Module | None]:
     """Returns supernet, logits and memory as they are before the first step."""
     config = session.config
-    inspect(config.space, session.task, searching=True)  # says what is wrong with a space
+    config.space.check()
     seed_global(config.seed, "initialise", "search")
     network = Network(config.space, session.task, searching=True).to(session.device)
     return network, Architecture(config.space, config.seed), config.selector.memory()
@@ -197,6 +197,8 @@ def _still(network: nn.Module) -> Iterator[None]:
 
 def run_search(session: Session) -> None:
     """Searches, from the newest checkpoint on; leaves the final checkpoint in `checkpoints`, and a summary."""
+    if not (session.folder / "checkpoints").exists():
+        inspect(session.config.space, session.task, searching=True)  # says what is wrong with a space, in seconds
     search = BilevelSearch(session)
     Loop(search, session.folder, session, "search").run()
     if not (session.folder / SUMMARY).is_file():

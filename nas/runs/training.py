@@ -83,8 +83,9 @@ class Loop:
                 step, progress = self.done, training.progress(self.done)
                 seed_global(training.seed, training.stage, step)
                 for name, value in training.step(step, progress).items():
-                    counted = torch.stack([value.double(), torch.ones_like(value, dtype=torch.float64)])
-                    self.totals[name] = self.totals[name] + counted if name in self.totals else counted
+                    counted = torch.stack([value, torch.ones_like(value)])
+                    before = self.totals.get(name, torch.zeros_like(counted))
+                    self.totals[name] = before.to(counted.device) + counted  # a checkpoint's are on the CPU
                 self.done = step + 1
                 shown: dict[str, float] = {}
                 if self.done % training.steps_per_epoch == 0 or self.done == training.steps:
