@@ -38,7 +38,8 @@ class FactorizedReduce(nn.Module):
         """Maps (B, in_channels, H, W) to (B, channels, ceil(H/2), ceil(W/2))."""
         x = x.relu()
         shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
-        return self.norm(torch.cat([self.first(x), self.second(shifted)], dim=1))  # type: ignore[no-any-return]
+        y: Tensor = self.norm(torch.cat([self.first(x), self.second(shifted)], dim=1))
+        return y
 
 
 def relu_conv_norm(in_channels: int, channels: int, kernel: int, stride: int = 1, *, affine: bool) -> nn.Sequential:

@@ -50,7 +50,8 @@ class AuxiliaryHead(nn.Module):
         x = x.relu()
         if min(x.shape[2:]) >= 8:
             x = F.avg_pool2d(x, 5, stride=3, count_include_pad=False)
-        return self.body(F.adaptive_avg_pool2d(x, 2))  # type: ignore[no-any-return]
+        scores: Tensor = self.body(F.adaptive_avg_pool2d(x, 2))
+        return scores
 
 
 @dataclass(frozen=True, kw_only=True)

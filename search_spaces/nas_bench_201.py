@@ -35,7 +35,8 @@ class Reduction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, in_channels, H, W) to (B, channels, ceil(H/2), ceil(W/2))."""
-        return self.shortcut(x) + self.body(x)  # type: ignore[no-any-return]
+        y: Tensor = self.shortcut(x) + self.body(x)
+        return y
 
 
 @dataclass(frozen=True, kw_only=True)

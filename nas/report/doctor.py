@@ -4,6 +4,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -22,8 +23,8 @@ def examine() -> list[dict[str, Any]]:
         "torch": _torch,
         "device": _device,
         "processor": _processor,
-        **{package: lambda package=package: _package(package) for package in PACKAGES},  # type: ignore[misc]
-        **{group: lambda group=group: _plugins(group) for group in GROUPS},  # type: ignore[misc]
+        **{package: partial(_package, package) for package in PACKAGES},
+        **{group: partial(_plugins, group) for group in GROUPS},
         "folder for runs": _writable,
         "wandb mode": lambda: os.environ.get(
             "WANDB_MODE", "as configured (offline unless tracking.wandb says otherwise)"

@@ -68,7 +68,7 @@ class Retrain:
         cutout: Whether squares are cut out of the images (their size: dataset.augmentation.cutout).
     """
 
-    epochs: int = 30
+    epochs: int = 20
     batch_size: int = 64
     seeds: int = 3
     seed: int | None = None
