@@ -6,7 +6,6 @@ equal budget, and the rank correlation of inherited with retrained accuracy over
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -72,7 +71,7 @@ def measure(session: Session, genotype: Genotype) -> dict[str, Any]:
     chosen = values["select"]
     discretisation = chosen["supernet"] - chosen["inherited"]
     sharing = chosen["inherited"] - chosen["retrained"]["mean"]
-    tau = kendall([pair[0] for pair in others], [result.select for result in baseline], seed)
+    tau = kendall([pair[0] for pair in others], [result.select for result in baseline])
     report = {
         "split": "select",
         "genotype": config.space.format(genotype),
@@ -121,25 +120,25 @@ def spread(values: Sequence[float], seed: int) -> dict[str, Any]:
     return {"mean": _mean(values), "deviation": deviation, "interval": interval, "values": list(values)}
 
 
-def kendall(first: Sequence[float], second: Sequence[float], seed: int) -> dict[str, Any]:
-    """Returns Kendall's tau-b with its N and a bootstrap interval over pairs (percentile, 95%).
+def kendall(first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """Returns Kendall's tau-b with its N and a 95% interval; None where one is not defined.
 
-    None where it is not defined: fewer than two pairs, or no variation.
+    The interval is that of Fieller, Hartley and Pearson (1957): artanh(tau) is normal with variance .437 / (N - 4).
+    It needs N > 4; a perfect order counts as one pair short of it, since no sample shows more. A bootstrap over so few
+    pairs repeats some and is far too narrow.
     """
     from scipy.stats import kendalltau
 
     count = len(first)
-    if count < 2:
+    if count < 2 or len(set(first)) < 2 or len(set(second)) < 2:
         return {"tau": None, "n": count, "interval": None}
-    pairs = np.array([first, second])
-    drawn = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a resample may hold one value only
-        tau = float(kendalltau(*pairs).statistic)
-        resampled = [float(kendalltau(*pairs[:, rows]).statistic) for rows in drawn]
-    finite = [value for value in resampled if math.isfinite(value)]
-    interval = _percentiles(finite) if finite and count > 2 else None
-    return {"tau": tau if math.isfinite(tau) else None, "n": count, "interval": interval}
+    tau = float(kendalltau(first, second).statistic)
+    interval = None
+    if count > 4:
+        most = 1 - 2 / (count * (count - 1))
+        centre, half = math.atanh(min(max(tau, -most), most)), 1.96 * math.sqrt(0.437 / (count - 4))
+        interval = [math.tanh(centre - half), math.tanh(centre + half)]
+    return {"tau": tau, "n": count, "interval": interval}
 
 
 def _mean(values: Sequence[float]) -> float:
