@@ -19,9 +19,14 @@ Score = Callable[[Genotype], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Derivation(ABC):
-    """A rule that decides a genotype from the probabilities of the candidates."""
+    """A rule that decides a genotype from the probabilities of the candidates.
+
+    Attributes:
+        follows_logits: Whether the probabilities alone decide, so that a selector must have learned them.
+    """
 
     registry: ClassVar[str] = "nas.derivations"
+    follows_logits: ClassVar[bool] = False
 
     @abstractmethod
     def derive(
@@ -41,6 +46,8 @@ class Derivation(ABC):
 class Argmax(Derivation):
     """Every edge takes its most probable candidate, `none` included; a node keeps its strongest in-edges."""
 
+    follows_logits: ClassVar[bool] = True
+
     def derive(
         self, space: SearchSpace, probabilities: Mapping[str, Tensor], score: Score, generator: Generator
     ) -> Genotype:
@@ -51,6 +58,8 @@ class Argmax(Derivation):
 @dataclass(frozen=True, kw_only=True)
 class Darts(Derivation):
     """DARTS's rule: `none` is excluded; a node keeps the in-edges whose best candidates are the most probable."""
+
+    follows_logits: ClassVar[bool] = True
 
     def derive(
         self, space: SearchSpace, probabilities: Mapping[str, Tensor], score: Score, generator: Generator

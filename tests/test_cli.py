@@ -252,13 +252,16 @@ def test_stdout_is_the_result_and_stderr_the_progress(nas_command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "search", "retrain"), [("search", 7, 30), ("run", 7, 7), ("retrain", 40, 7), ("gap", 40, 7)]
+    ("command", "trained"),
+    [("search", {"search"}), ("run", {"search", "retrain"}), ("retrain", {"retrain"}), ("gap", {"retrain"})],
 )
-def test_epochs_are_those_of_the_stages_that_the_command_trains(command, search, retrain, monkeypatch, finished):
+def test_epochs_are_those_of_the_stages_that_the_command_trains(command, trained):
     options = dict.fromkeys(["config", "space", "selector", "dataset", "seed", "device", "benchmark"])
     stages = commands.STAGES if command == "run" else (command,)
-    config = commands.configure({**options, "epochs": 7, "changes": ()}, stages)
-    assert (config.search.epochs, config.retrain.epochs) == (search, retrain)
+    config, default = commands.configure({**options, "epochs": 7, "changes": ()}, stages), configure()
+    for stage in ("search", "retrain"):
+        expected = 7 if stage in trained else getattr(default, stage).epochs
+        assert getattr(config, stage).epochs == expected
 
 
 def test_defaults_give_way_to_the_file_the_file_to_flags_and_flags_to_set(nas_command, tmp_path):

@@ -353,8 +353,11 @@ def test_the_trained_network_has_the_reported_accuracy(finished):
 
 def test_uniform_derives_by_sampling_and_refuses_an_argmax(tmp_path):
     assert not Uniform.learns
+    with pytest.raises(ConfigError, match=r"learns no logits, got argmax; use sampled"):
+        search(tmp_path / "refused", selector="uniform", derive="argmax")
+    assert not (tmp_path / "refused").exists()  # before anything was computed
     run = search(tmp_path / "run", selector="uniform", search={"epochs": 1})
-    with pytest.raises(ConfigError, match=r"equally probable.*derive\.name=sampled"):
+    with pytest.raises(ConfigError, match=r"learns no logits, got argmax; use sampled"):
         nas.derive(run, quiet=True, derive="argmax")
     genotype = nas.derive(run, quiet=True, derive={"name": "sampled", "samples": 3})
     run.config.space.require(genotype)

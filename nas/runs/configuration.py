@@ -165,6 +165,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "threads", "seed", "checkpoint_seconds")
+        if self.derive is not None and self.derive.follows_logits and not self.selector.learns:
+            name = registry.name_of(Derivation.registry, type(self.derive))
+            raise ValueError(f"derive must sample for a selector that learns no logits, got {name}; use sampled")
 
 
 MEANING = {
