@@ -1,6 +1,5 @@
 """What the commands do once their options are parsed; imported late, since it loads torch."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -85,7 +84,7 @@ def catalogues(groups: Mapping[str, str], kind: str | None, as_json: bool) -> No
     """Lists what is registered, of one kind or of all."""
     found = {each: catalogue(group) for each, group in groups.items() if kind in (None, each)}
     if as_json:
-        _print(found[kind] if kind else found)
+        results.print_json(found[kind] if kind else found)
         return
     for each, entries in found.items():
         rows = [(entry["name"], entry["summary"], ", ".join(entry["settings"])) for entry in entries]
@@ -100,7 +99,7 @@ def doctor(as_json: bool) -> None:
     """
     findings = examine()
     if as_json:
-        _print(findings)
+        results.print_json(findings)
     else:
         rows = [("ok" if each["ok"] else "problem", each["check"], each["finding"]) for each in findings]
         show("nas doctor", ("", "check", "finding"), rows, left=True)
@@ -142,7 +141,7 @@ def _dry_run(config: Config, folder: Path, as_json: bool, genotype: Genotype | N
     network = "supernet" if genotype is None else "derived"
     if as_json:
         more = {"task": asdict(task), **text, "folder": str(folder), "config": to_tree(config)}
-        _print({"network": network, **asdict(size), **more})
+        results.print_json({"network": network, **asdict(size), **more})
         return
     rows = [
         ("network", network),
@@ -150,7 +149,3 @@ def _dry_run(config: Config, folder: Path, as_json: bool, genotype: Genotype | N
         *((key.replace("_", " "), f"{value:,}") for key, value in asdict(size).items()),
     ]
     show("Dry run: nothing was trained", ("", ""), rows, notes, left=True)
-
-
-def _print(data: object) -> None:
-    print(json.dumps(data, indent=2))

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nas import commands
+from nas.errors import ResourceError
 from nas.runs.folder import Run
 from nas.runs.pipeline import configure
+from nas.runs.session import session
 from nas.status import lock
 
 SPACE = '''
@@ -556,6 +559,17 @@ def test_an_error_of_ours_is_called_a_bug(nas_command, monkeypatch, tmp_path):
     assert outcome.code == 1
     assert "RuntimeError: the roof is on fire" in outcome.err
     assert "this is a bug in nas; please report it" in outcome.err
+
+
+def test_memory_that_runs_out_on_the_cpu_is_no_bug_of_ours(tmp_path):
+    with (
+        pytest.raises(ResourceError, match=r"out of memory.*lower the batch sizes") as caught,
+        session(tmp_path, configure(), "search", quiet=True),
+    ):
+        torch.empty(10**15)
+    assert caught.value.exit_code == 5
+    with pytest.raises(RuntimeError, match="on fire"), session(tmp_path, configure(), "search", quiet=True):
+        raise RuntimeError("on fire")
 
 
 def test_memory_that_runs_out_names_what_to_lower(nas_command, monkeypatch):

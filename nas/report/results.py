@@ -17,29 +17,30 @@ def show_result(run: Run, stage: str, as_json: bool) -> None:
     if stage == "search":
         found = read_json(run.folder / SUMMARY)
         if as_json:
-            _print({**found, "folder": folder})
+            print_json({**found, "folder": folder})
         else:
             show_search(found, folder)
     elif stage == "derive":
         written = read_json(run.folder / PRODUCTS["derive"])
         if as_json:
-            _print({**written, "folder": folder})
+            print_json({**written, "folder": folder})
         else:
             print(written["text"])
     elif stage == "retrain":
         results = read_retrained(run.config, run.folder, run.genotype(), run.config.retrain.seeds)
         if as_json:
-            _print([{**asdict(result), "folder": str(result.folder)} for result in results])
+            print_json([{**asdict(result), "folder": str(result.folder)} for result in results])
         else:
             show_retrained(results, folder)
     else:
         report = run.gap()
         assert report is not None
         if as_json:
-            _print({**report, "folder": folder})
+            print_json({**report, "folder": folder})
         else:
             show_gap(report, folder)
 
 
-def _print(data: Any) -> None:
+def print_json(data: Any) -> None:
+    """Prints data as JSON."""
     print(json.dumps(data, indent=2))

@@ -1,7 +1,5 @@
 """Deciding a genotype from a finished search."""
 
-import torch
-
 from nas.checkpoint import latest
 from nas.derivation import Argmax, Darts, Derivation, Sampled, discretise
 from nas.errors import CheckpointError
@@ -31,8 +29,6 @@ def load_search(session: Session) -> BilevelSearch:
 def derive_genotype(session: Session) -> Genotype:
     """Decides a genotype by the configured rule."""
     search, config = load_search(session), session.config
-    with torch.no_grad():
-        tables = {n: search.selector.probabilities(table) for n, table in search.architecture.logits().items()}
 
     def score(genotype: Genotype) -> float:
         session.raise_if_stopped("while deriving")
@@ -40,7 +36,7 @@ def derive_genotype(session: Session) -> Genotype:
 
     session.status.update("derive", 0, 1, force=True)
     rule = config.derive or default_rule(config)
-    return rule.derive(config.space, tables, score, generator(config.seed, "derive"))
+    return rule.derive(config.space, search.probabilities(), score, generator(config.seed, "derive"))
 
 
 def default_rule(config: Config) -> Derivation:

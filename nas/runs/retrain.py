@@ -2,22 +2,21 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas.checkpoint import latest
 from nas.config import to_tree
-from nas.data import Batches
 from nas.errors import CheckpointError
 from nas.files import read_json, write_json
 from nas.randomness import seed_global
 from nas.runs.configuration import MEANING, Config
 from nas.runs.session import Session
-from nas.runs.training import Loop, Training, restore
+from nas.runs.training import Loop, Training, descend, restore
 from nas.space import Genotype
 from nas.supernet import Network
 from nas.supernet.inspection import inspect
@@ -72,16 +71,12 @@ class Retraining(Training):
         self.weights = settings.optimizer.build(self.network.parameters())
         self.modules, self.optimizers = {"network": self.network}, {"weights": self.weights}
         splits = session.splits
-        cutout = splits.augmentation.cutout if settings.cutout else 0
-        self.batches = Batches(
+        self.batches = session.batches(
             splits.train + splits.arch,
             settings.batch_size,
             seed=self.seed,
             stream=f"retrain-{index}",
-            mean=splits.mean,
-            deviation=splits.deviation,
-            device=session.device,
-            augmentation=replace(splits.augmentation, cutout=cutout),
+            cutout=settings.cutout,
         )
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.steps = settings.epochs * self.steps_per_epoch
@@ -100,11 +95,7 @@ class Retraining(Training):
         for head in auxiliary:
             smoothed = F.cross_entropy(head, labels, label_smoothing=settings.label_smoothing)
             loss = loss + settings.auxiliary_weight * smoothed
-        self.weights.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if settings.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
-        self.weights.step()
+        descend(loss, self.network, self.weights, settings.clip)
         accuracy = (scores.detach().argmax(1) == labels).float().mean()
         return {"train_loss": loss.detach(), "train_accuracy": 100 * accuracy}
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.architecture import Architecture, describe
-from nas.data import Batches, Images
 from nas.files import write_json
 from nas.randomness import generator, seed_global
 from nas.runs.session import Session
-from nas.runs.training import Loop, Training, require_finite
+from nas.runs.training import Loop, Training, descend, require_finite
 from nas.selection import Selection
 from nas.supernet import Network
 from nas.supernet.inspection import inspect
@@ -45,8 +43,9 @@ class BilevelSearch(Training):
         self.weights = settings.weights.build(self.network.parameters())
         self.logits = settings.logits.build(learned)
         self.optimizers = {"weights": self.weights, "logits": self.logits}
-        self.train = self._batches(session.splits.train, "train")
-        self.arch = self._batches(session.splits.arch, "arch")
+        splits, size = session.splits, settings.batch_size
+        self.train = session.batches(splits.train, size, seed=self.seed, stream="train")
+        self.arch = session.batches(splits.arch, size, seed=self.seed, stream="arch")
         self.steps_per_epoch = self.train.steps_per_epoch
         self.steps = settings.epochs * self.steps_per_epoch
 
@@ -62,14 +61,16 @@ class BilevelSearch(Training):
 
     def end_epoch(self, epoch: int, progress: float) -> dict[str, float]:
         """Returns accuracy on `select` and what the logits look like."""
-        with torch.no_grad():
-            logits = self.architecture.logits()
-            probabilities = {name: self.selector.probabilities(table) for name, table in logits.items()}
-        values = {**describe(self.architecture.cells, probabilities), **self.selector.settings(progress)}
+        values = {**describe(self.architecture.cells, self.probabilities()), **self.selector.settings(progress)}
         values["lr"] = self.settings.weights.lr(progress)
         if epoch % self.settings.evaluate_every == 0 or epoch == self.settings.epochs:
             values["select"] = self._accuracy(epoch, progress)
         return values
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """Returns how the logits rank the candidates, (E, K) by cell name."""
+        with torch.no_grad():
+            return {name: self.selector.probabilities(table) for name, table in self.architecture.logits().items()}
 
     def _accuracy(self, epoch: int, progress: float) -> float:
         """Returns the mean accuracy on `select` over a few decisions."""
@@ -80,8 +81,7 @@ class BilevelSearch(Training):
 
     def summary(self) -> dict[str, Any]:
         """Returns accuracy, entropy, and the probability of every candidate of every edge."""
-        with torch.no_grad():
-            tables = {n: self.selector.probabilities(table) for n, table in self.architecture.logits().items()}
+        tables = self.probabilities()
         edges = [
             {
                 "cell": name,
@@ -126,25 +126,8 @@ class BilevelSearch(Training):
         self.network.train()
         scores = self.network(images, selections).scores
         loss = F.cross_entropy(scores, labels)
-        self.weights.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.settings.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.weights.step()
+        descend(loss, self.network, self.weights, self.settings.clip)
         return loss.detach(), (scores.detach().argmax(1) == labels).float().mean()
-
-    def _batches(self, images: Images, stream: str) -> Batches:
-        splits = self.session.splits
-        return Batches(
-            images,
-            self.settings.batch_size,
-            seed=self.seed,
-            stream=stream,
-            mean=splits.mean,
-            deviation=splits.deviation,
-            device=self.session.device,
-            augmentation=replace(splits.augmentation, cutout=0),
-        )
 
 
 def build(session: Session) -> tuple[Network, Architecture, nn.Module | None]:

@@ -4,14 +4,14 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from nas.config import to_tree
-from nas.data import Splits
+from nas.data import Batches, Images, Splits
 from nas.errors import ConfigError, Interrupted, ResourceError
 from nas.progress import Progress, StopRequest
 from nas.runs.configuration import Config
@@ -61,6 +61,20 @@ class Session:
         """Measures accuracies."""
         return Evaluator(self.splits, self.config.evaluation, self.config.seed, self.device)
 
+    def batches(self, images: Images, batch_size: int, *, seed: int, stream: str, cutout: bool = False) -> Batches:
+        """Returns endless shuffled batches of some of the images, augmented as the dataset asks."""
+        splits = self.splits
+        return Batches(
+            images,
+            batch_size,
+            seed=seed,
+            stream=stream,
+            mean=splits.mean,
+            deviation=splits.deviation,
+            device=self.device,
+            augmentation=splits.augmentation if cutout else replace(splits.augmentation, cutout=0),
+        )
+
     def progress(self, total: int, title: str, start: int = 0) -> Progress:
         """Returns a progress bar."""
         return Progress(total, title, start, self.quiet)
@@ -93,8 +107,12 @@ def session(folder: Path, config: Config, command: str, *, quiet: bool = False) 
         _ = work.device
         try:
             yield work
-        except torch.OutOfMemoryError as error:
-            raise ResourceError(f"out of memory ({error}); lower search.batch_size, space.channels or depth") from error
+        except (MemoryError, RuntimeError) as error:
+            # On the CPU torch has no type of its own for it.
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            first = str(error).partition("\n")[0]
+            raise ResourceError(f"out of memory ({first}); lower the batch sizes, space.channels or depth") from error
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

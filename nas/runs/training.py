@@ -107,7 +107,7 @@ class Loop:
         values = {**self._averages(), **self.training.end_epoch(epoch, progress)}
         self.session.tracker.log(self.training.stage, self.done, epoch=epoch, **values)
         self.totals = {}
-        return {name: value for name, value in values.items() if name in ("train_loss", "accuracy", "select")}
+        return {name: value for name, value in values.items() if name in ("train_loss", "select")}
 
     def _averages(self) -> dict[str, float]:
         """Returns the averages over the epoch so far; the one place where the loop waits for the device."""
@@ -144,6 +144,15 @@ class Loop:
         self.done, self.totals = found.step, dict(found.tensors["totals"])
         if self.done < self.training.steps:
             logging.getLogger("nas").info("%s goes on from step %d", self.title, self.done)
+
+
+def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
+    """Takes one step down the gradient of `loss`, its norm limited to `clip`; 0 is no limit."""
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    if clip:
+        nn.utils.clip_grad_norm_(network.parameters(), clip)
+    optimizer.step()
 
 
 def require_finite(finite: bool, what: str, step: int) -> None:
