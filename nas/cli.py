@@ -33,18 +33,39 @@ OUTPUT = [
     click.option("--quiet", is_flag=True, help="Show no progress."),
 ]
 
-SETTINGS = [
+WHAT = [
     click.option("--config", type=click.Path(dir_okay=False), help="YAML file with what differs from the defaults."),
     click.option("--space", help="Search space: a name from `nas list spaces`, or file.py:Class."),
     click.option("--selector", help="Edge selector: a name from `nas list selectors`, or file.py:Class."),
     click.option("--dataset", help="Dataset: a name from `nas list datasets`, a path.npz, or file.py:Class."),
     click.option("--seed", type=int, help="Key of all randomness but the splits'."),
+]
+
+DEVICE = click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
+SET = click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. search.epochs=50.")
+
+SETTINGS = [
+    *WHAT,
     click.option("--epochs", type=int, help="Epochs of every stage of this command that trains."),
-    click.option("--device", help="auto, cpu, cuda, cuda:1, mps."),
+    DEVICE,
     click.option("--out", type=click.Path(), help="The run folder itself; default: one in runs/."),
     click.option("--benchmark", help="NAS-Bench-201 table (npz), for accuracy, rank and regret."),
-    click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. search.epochs=50."),
+    SET,
     click.option("--dry-run", is_flag=True, help="Check everything, print the network's size, train nothing."),
+    *OUTPUT,
+]
+
+BENCH = [
+    *WHAT,
+    click.option("--backend", help="What to measure: auto, reference, aten, native."),
+    click.option("--batch-size", type=int, help="Images per step."),
+    click.option("--image", type=int, help="Side of the images; default: as in a dataset that is named, or 32."),
+    click.option("--genotype", help="Measure its retraining, not a search: a file, or text as for `nas retrain`."),
+    click.option("--threads", type=int, help="CPU threads; with one, the process's CPU time is measured."),
+    click.option("--pairs", type=int, default=5, show_default=True, help="How often each step is measured."),
+    click.option("--no-memory", is_flag=True, help="Measure times only."),
+    DEVICE,
+    SET,
     *OUTPUT,
 ]
 
@@ -70,6 +91,7 @@ def cli() -> None:
     nas search --space darts --dataset cifar10 --set dataset.root=~/data --set dataset.download=true
     nas run --space my_space.py:MySpace       a search space of your own
     nas list                                  what there is to choose from
+    nas bench --space darts                   how fast a step is, and what memory it needs
     nas resume runs/NAME                      goes on after any stop; so does the same command again
     """
 
@@ -192,6 +214,24 @@ def doctor(as_json: bool) -> None:
     from nas import commands
 
     commands.doctor(as_json)
+
+
+@cli.command(short_help="Measure how fast a backend takes the steps of a search, and its memory.")
+@with_options(BENCH)
+def bench(**options: Any) -> None:
+    """Measure how fast a backend takes the steps of a search, and what memory they need.
+
+    Steps of the backend, of the reference execution and of a plain fixed network take turns in one process. Images are
+    random, so no data is needed. Ratios above 1 are in the backend's favour.
+
+    \b
+    nas bench --space darts --selector softmax --batch-size 16 --threads 1
+    nas bench --space nas-bench-201 --set space.channels=8 --backend aten --pairs 9 --json
+    nas bench --space darts --genotype genotype.json --set space.channels=36 --batch-size 16 --no-memory
+    """
+    from nas import commands
+
+    commands.bench(options)
 
 
 def main() -> None:

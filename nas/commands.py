@@ -2,21 +2,23 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nas.config import build, from_mapping, from_setting, read_yaml, to_tree
+from nas.config import Layer, build, from_mapping, from_setting, read_yaml, to_tree
 from nas.errors import CheckpointError, ConfigError, ResourceError
 from nas.files import read_json
 from nas.report import results
+from nas.report.bench import show_bench
 from nas.report.catalogue import catalogue
 from nas.report.doctor import examine
 from nas.report.tables import show
+from nas.runs.bench import bench as measure
 from nas.runs.configuration import Config
 from nas.runs.folder import STAGES, Run, default_folder
 from nas.runs.pipeline import execute
-from nas.space import Genotype
+from nas.space import Genotype, Task
 from nas.supernet.inspection import inspect
 
 Options = Mapping[str, Any]
@@ -51,22 +53,38 @@ def go_on(command: str, run_folder: str, options: Options) -> None:
 
 def retrain(given: str, options: Options) -> None:
     """Retrains the genotype of a run, or one given as a file or as text."""
-    is_text = any(sign in given for sign in "{(|") and not os.path.exists(given)
-    if not is_text and (Path(given) / "config.yaml").is_file():
+    if not _is_text(given) and (Path(given) / "config.yaml").is_file():
         go_on("retrain", given, options)
         return
     config = configure(options, ("retrain",))
-    try:
-        text = given if is_text else Path(given).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{given!r} is no run folder, no readable file and no genotype ({error})") from error
-    genotype = config.space.parse(text)
-    config.space.require(genotype)
+    genotype = _genotype(config, given, "no run folder, no readable file")
     folder = Path(options["out"]) if options["out"] else default_folder(config, genotype)
     if options["dry_run"]:
         _dry_run(config, folder, options["as_json"], genotype)
         return
     _execute(Run.begin(folder, config, genotype), "retrain", ("retrain",), options)
+
+
+def bench(options: Options) -> None:
+    """Measures a backend and prints what it found."""
+    size, threads, image = options["batch_size"], options["threads"], options["image"]
+    flags: dict[str, Any] = {"backend": {"engine": {"backend": options["backend"]}}, "threads": {"threads": threads}}
+    flags["batch-size"] = {"search": {"batch_size": size}, "retrain": {"batch_size": size}}
+    given = {"backend": options["backend"], "threads": threads, "batch-size": size}
+    layers = [from_mapping(tree, f"--{flag}") for flag, tree in flags.items() if given[flag] is not None]
+    config = configure({**options, "benchmark": None, "epochs": None}, (), more=layers)
+    if image is not None and image < 1:
+        raise ConfigError(f"--image must be at least 1, got {image}")
+    named = options["dataset"] or config.dataset != Config().dataset
+    task = config.dataset.task() if named else Task(channels=3, height=32, width=32, classes=10)
+    task = replace(task, height=image, width=image) if image else task
+    genotype = _genotype(config, options["genotype"], "no readable file") if options["genotype"] else None
+    measures = {"memory": not options["no_memory"], "quiet": options["quiet"]}
+    found = measure(config, options["pairs"], task=task, genotype=genotype, **measures)
+    if options["as_json"]:
+        results.print_json(found)
+    else:
+        show_bench(found)
 
 
 def resume(run_folder: str, options: Options) -> None:
@@ -107,8 +125,10 @@ def doctor(as_json: bool) -> None:
         raise ResourceError("some checks failed; the findings say what to do")
 
 
-def configure(options: Options, stages: Sequence[str], base: Config | None = None) -> Config:
-    """Returns the configuration: defaults or a run's, then YAML file, then flags, then --set."""
+def configure(
+    options: Options, stages: Sequence[str], base: Config | None = None, more: Sequence[Layer] = ()
+) -> Config:
+    """Returns the configuration: defaults or a run's, then YAML file, then flags and `more` of them, then --set."""
     layers = [] if base is None else [from_mapping(dict(vars(base)), "the run's configuration")]
     if options["config"]:
         layers.append(read_yaml(Path(options["config"])))
@@ -122,7 +142,22 @@ def configure(options: Options, stages: Sequence[str], base: Config | None = Non
     if options["epochs"] is not None:
         trained = [stage for stage in ("search", "retrain") if stage in stages] or ["retrain"]
         layers.append(from_mapping({stage: {"epochs": options["epochs"]} for stage in trained}, "--epochs"))
-    return build(Config, [*layers, *map(from_setting, options["changes"])])
+    return build(Config, [*layers, *more, *map(from_setting, options["changes"])])
+
+
+def _is_text(given: str) -> bool:
+    return any(sign in given for sign in "{(|") and not os.path.exists(given)
+
+
+def _genotype(config: Config, given: str, otherwise: str) -> Genotype:
+    """Reads a genotype of the configured space from a file or from text; `otherwise` is what else it is not."""
+    try:
+        text = given if _is_text(given) else Path(given).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{given!r} is {otherwise} and no genotype ({error})") from error
+    genotype = config.space.parse(text)
+    config.space.require(genotype)
+    return genotype
 
 
 def _execute(run: Run, command: str, stages: Sequence[str], options: Options) -> None:

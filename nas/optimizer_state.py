@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, empty_like
 from torch.optim import Optimizer
 
 from nas.errors import CheckpointError
@@ -52,6 +52,15 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], state
             group.update({key: tuple(group[key]) for key in now.keys() & group.keys() if isinstance(now[key], tuple)})
         by_index = {int(index): slot for index, slot in slots.items()}
         optimizer.load_state_dict({"state": by_index, "param_groups": groups})
+        for parameter, slot in optimizer.state.items():
+            slot.update({name: _laid_out(value, parameter) for name, value in slot.items()})
     except (KeyError, ValueError) as error:
         name = type(optimizer).__name__
         raise CheckpointError(f"the saved {name} had other parameters ({error}); use a new run folder") from error
+
+
+def _laid_out(value: object, parameter: Tensor) -> object:
+    """Returns a tensor of a parameter's shape in its memory format too: torch's fused steps read memory in order."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -27,4 +27,8 @@ def generator(seed: int, *key: Key) -> torch.Generator:
 
 def seed_global(seed: int, *key: Key) -> None:
     """Seeds torch's global generators on all devices, for modules that take no generator (dropout, initialisation)."""
-    torch.manual_seed(seed_of(seed, *key))
+    number = seed_of(seed, *key)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # torch.manual_seed formats a stack trace for every kind of device that is absent
+        torch.default_generator.manual_seed(number)

@@ -153,6 +153,24 @@ def test_an_optimizer_goes_on_bit_for_bit(tmp_path, kind):
         assert torch.equal(found.tensors["optimizer"][name], tensor)
 
 
+@pytest.mark.parametrize("cls", [SGD, Adam, AdamW])
+def test_a_fused_optimizer_goes_on_for_weights_in_another_memory_format(cls):
+    """A checkpoint is plain; fused steps read weight, gradient and state in the order of memory."""
+
+    def build():
+        model = network().to(memory_format=torch.channels_last)
+        return model, cls(model.parameters(), lr=0.01, fused=True, **({"momentum": 0.9} if cls is SGD else {}))
+
+    (straight, one), (resumed, two) = build(), build()
+    train(straight, one, 0, 3)
+    tensors, state = optimizer_tensors(one)
+    resumed.load_state_dict(straight.state_dict())
+    restore_optimizer(two, {name: tensor.contiguous() for name, tensor in tensors.items()}, state)
+    train(straight, one, 3, 6)
+    train(resumed, two, 3, 6)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
 def test_an_optimizer_of_another_network_is_refused():
     model = network()
     tensors, state = optimizer_tensors(SGD(model.parameters(), lr=0.1))

@@ -5,10 +5,12 @@ import struct
 import subprocess
 import sys
 import urllib.error
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from nas.data import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST
 from nas.errors import DataError
@@ -27,6 +29,24 @@ from nas.space import Task
 )
 def test_the_task_is_known_without_files(dataset, task):
     assert dataset.task() == task
+
+
+def test_digits_are_those_of_scikit_learn(monkeypatch):
+    expected = load_digits()
+    samples = Digits().read()
+    levels = samples.pixels.take(torch.arange(len(samples.labels)))[:, 0] * (16 / 255)
+    assert torch.equal(levels.round().double(), torch.from_numpy(expected.images))
+    assert torch.equal(samples.labels, torch.from_numpy(expected.target).long())
+    moved = ModuleSpec("sklearn", None, origin="/nowhere/sklearn/__init__.py")
+    monkeypatch.setattr("nas.data.datasets.find_spec", lambda name: moved)
+    again = Digits().read()
+    assert torch.equal(again.pixels.tensor, samples.pixels.tensor)
+    assert torch.equal(again.labels, samples.labels)
+
+
+def test_digits_are_read_without_importing_scikit_learn():
+    program = "import sys; from nas.data import Digits; Digits().load(); assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_digits_are_all_there():

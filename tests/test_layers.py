@@ -33,6 +33,9 @@ OWNERS = {
 }
 """Third-party packages that only some parts of `nas` may import."""
 
+NATIVE, KERNELS = "nas.supernet.native", {"numba", "llvmlite", "numpy"}
+"""The one part of the engine that is compiled, and with what."""
+
 LAZY = {"wandb", "torchvision", "matplotlib", "networkx", "sklearn"}
 """Slow to load, so never at the top of a module."""
 
@@ -89,6 +92,8 @@ def _complaint(module: str, name: str) -> str | None:
         return _upward(here, rest.partition(".")[0])
     if top in OWNERS:
         return None if here in OWNERS[top] else f"only {', '.join(sorted(OWNERS[top]))} may"
+    if module.startswith(NATIVE) and top in KERNELS:
+        return None
     if LAYER.get(here, 0) <= 2 and top != "torch" and top not in sys.stdlib_module_names:
         return "layers 0 to 2 need torch and the standard library"
     return None
@@ -138,6 +143,7 @@ def test_imports_point_down(path):
         ("nas.report.doctor", "from sklearn.datasets import load_digits"),
         ("nas.tracking", "from torchvision.transforms import functional"),
         ("nas.derivation", "import numpy"),
+        ("nas.supernet.reference", "import numba"),
         ("nas.brand_new", "import json"),
         ("nas.cli", "from nas.brand_new import thing"),
         ("nas", "from nas.space import Cell"),

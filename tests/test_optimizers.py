@@ -89,6 +89,31 @@ def test_a_step_of_sgd_follows_its_formula():
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("optimizer", EVERY, ids=["sgd", "adam", "adamw"])
+def test_only_parameters_with_a_gradient_move_and_each_as_if_it_were_alone(optimizer):
+    """Sampling gives another part of the parameters a gradient in every step, some of them for the first time."""
+    together, alone = parameters(), parameters()
+    both, each = optimizer.build(together), [optimizer.build([value]) for value in alone]
+    for active in ((0,), (1,), (0, 1), (0,), (1,)):
+        both.zero_grad()
+        for index in active:
+            for value in (together[index], alone[index]):
+                value.grad = 2 * value.detach() + 0.1
+            each[index].step()
+        both.step()
+        assert all(torch.equal(one, two) for one, two in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_first_step_starts_from_no_momentum(nesterov):
+    (weight,) = parameters()[1:]
+    expected = weight.detach() - 0.1 * (1.9 if nesterov else 1.0) * 3.0
+    built = SGD(lr=Constant(value=0.1), momentum=0.9, weight_decay=0.0, nesterov=nesterov).build([weight])
+    weight.grad = torch.full_like(weight, 3.0)
+    built.step()
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-15, atol=1e-15)  # two roundings
+
+
 def test_the_defaults_are_those_of_darts():
     """Section 3.1 of arXiv:1806.09055: what its supernet's weights and its logits are trained with."""
     assert SGD() == SGD(lr=Cosine(start=0.025, end=0.001), momentum=0.9, weight_decay=3e-4)

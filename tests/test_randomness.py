@@ -50,6 +50,14 @@ def test_the_global_generator_follows_the_key():
         assert tuple(first.tolist()) == draw(0, "step", 3)
 
 
+def test_accelerators_are_seeded_where_there_are_any(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    seed_global(0, "step", 3)
+    assert seeds == [seed_of(0, "step", 3)]
+
+
 def test_seeds_are_the_same_in_another_process():
     code = "from nas.randomness import seed_of; print(seed_of(0, 'augment', 'train', 5))"
     root = Path(__file__).parents[1]

@@ -246,6 +246,15 @@ def test_a_weight_step_leaves_the_logits_and_an_architecture_step_the_weights(se
     assert not same(state(search.network), weights)
 
 
+def test_a_step_walks_no_modules(work, monkeypatch):
+    """A large supernet has thousands of modules, and a walk takes longer than a small step."""
+    search = work(search={"warmup": 0.0})
+    monkeypatch.setattr(search.network, "named_modules", None)
+    monkeypatch.setattr(search.network, "children", None)
+    assert "arch_loss" in search.step(0, 0.0)
+    assert search.network.training
+
+
 def test_warm_up_rests_the_logits_for_its_share_of_the_steps(work):
     search = work(search={"warmup": 0.5, "epochs": 4})  # 12 steps
     moved = []

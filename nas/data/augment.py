@@ -55,16 +55,15 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
     size, channels, height, width = images.shape
     device, pad = images.device, augmentation.crop
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-    rows = torch.arange(height, device=device).repeat(size, 1)  # (B, H)
-    columns = torch.arange(width, device=device).repeat(size, 1)  # (B, W)
+    rows = torch.arange(height, device=device)  # (H,), with a crop (B, H)
+    columns = torch.arange(width, device=device)  # (W,), with a flip or crop (B, W)
     if augmentation.flip:
-        mirrored = _draw(2, size, generator, device).bool()
-        columns = torch.where(mirrored, columns.flip(1), columns)
+        columns = torch.where(_draw(2, size, generator, device).bool(), columns.flip(0), columns)
     if pad:
         rows = rows + _draw(2 * pad + 1, size, generator, device)
         columns = columns + _draw(2 * pad + 1, size, generator, device)
-    places = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W), into the padded image
-    planes = places.reshape(size, 1, -1).expand(-1, channels, -1)
+    places = rows[..., None] * padded.shape[3] + columns[:, None, :]  # (B, H, W), into the padded image
+    planes = places.view(size, 1, -1).expand(-1, channels, -1)
     return padded.flatten(2).gather(2, planes).view(images.shape)
 
 
@@ -88,7 +87,7 @@ def cutout(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 def normalise(images: Tensor, mean: Tensor, deviation: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Returns uint8 images (B, C, H, W) with each channel shifted and scaled; `mean`, `deviation` (C,) for [0, 1]."""
-    return (images.to(dtype) / 255 - mean[:, None, None].to(dtype)) / deviation[:, None, None].to(dtype)
+    return (images.to(dtype) / 255).sub_(mean[:, None, None].to(dtype)).div_(deviation[:, None, None].to(dtype))
 
 
 def _draw(below: int, count: int, generator: torch.Generator, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,11 +28,24 @@ class Digits(Dataset):
 
     def read(self) -> Samples:
         """Returns the images with their 17 grey levels spread over 0 to 255."""
+        table = _digits()
+        images = torch.from_numpy(np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8)).reshape(-1, 1, 8, 8)
+        return Samples(Memory(images), torch.from_numpy(table[:, -1]).long())
+
+
+def _digits() -> Any:
+    """Returns scikit-learn's table, (1797, 65) floats: 64 grey levels from 0 to 16, and the class."""
+    # Importing scikit-learn takes longer than an epoch on its digits, so the file is read without it.
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    try:
+        return np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    except OSError:  # it has moved
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
-        return Samples(Memory(images[:, None]), torch.from_numpy(digits.target).long())
+        return np.column_stack([digits.data, digits.target])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from nas.schedules import Constant, Cosine, Linear, Schedule
 from nas.selectors import Selector
 from nas.selectors.straight_through import StraightThroughGumbelSoftmax
 from nas.space import SearchSpace
+from nas.supernet.backends import Backend
 from nas.tracking import Tracking
 
 
@@ -120,6 +121,18 @@ class Gap:
         _at_least(self, 0, "random")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How networks are run. It changes the speed, and results only by rounding.
+
+    Attributes:
+        backend: `reference` is plain, `aten` is made of stock torch operations, `native` has kernels of its own for
+            CPUs, `auto` takes the fastest for the device.
+    """
+
+    backend: Backend = "auto"
+
+
 def _small_space() -> SearchSpace:
     """Returns the space that runs in minutes on a laptop; a space that is named has its published size."""
     space: SearchSpace = registry.load(SearchSpace.registry, "nas-bench-201")(channels=8, cells_per_stage=1)
@@ -143,6 +156,7 @@ class Config:
         gap: The gap report.
         benchmark: A table of published accuracies.
         tracking: How the run is recorded.
+        engine: How networks are run.
         device: `auto` takes a GPU if there is one.
         threads: CPU threads; 0 leaves torch's choice. Bit-identical results need the same number.
         checkpoint_seconds: Time between checkpoints; one is also written at the end and on a signal.
@@ -159,6 +173,7 @@ class Config:
     gap: Gap = Gap()
     benchmark: Benchmark = Benchmark()
     tracking: Tracking = Tracking()
+    engine: Engine = Engine()
     device: str = "auto"
     threads: int = 0
     checkpoint_seconds: float = 60.0

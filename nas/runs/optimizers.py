@@ -60,14 +60,17 @@ class SGD(Optimizer):
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns `torch.optim.SGD`."""
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             parameters,
             lr=self.lr(0.0),
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
-            foreach=True,
+            fused=True,
         )
+        if self.momentum:
+            optimizer.register_step_pre_hook(_start)
+        return optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class Adam(Optimizer):
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns `torch.optim.Adam`."""
         return torch.optim.Adam(
-            parameters, lr=self.lr(0.0), betas=self.betas, weight_decay=self.weight_decay, foreach=True
+            parameters, lr=self.lr(0.0), betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
 
 
@@ -104,8 +107,20 @@ class AdamW(Optimizer):
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns `torch.optim.AdamW`."""
         return torch.optim.AdamW(
-            parameters, lr=self.lr(0.0), betas=self.betas, weight_decay=self.weight_decay, foreach=True
+            parameters, lr=self.lr(0.0), betas=self.betas, weight_decay=self.weight_decay, fused=True
         )
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Returns what an optimizer updates; a network would be walked for it, which takes long in every step."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _start(optimizer: torch.optim.Optimizer, arguments: object, named: object) -> None:
+    """Gives parameters that have their first gradient a momentum of zero: torch's fused step cannot do it for some."""
+    for parameter in parameters(optimizer):
+        if parameter.grad is not None and parameter not in optimizer.state:
+            optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
 
 
 def _require_betas(betas: tuple[float, float]) -> None:

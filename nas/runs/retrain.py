@@ -67,7 +67,8 @@ class Retraining(Training):
         seed_global(self.seed, "initialise", *self.key)
         space = config.space.fix(genotype)
         auxiliary = settings.auxiliary_weight > 0
-        self.network = Network(space, session.task, searching=False, auxiliary=auxiliary).to(session.device)
+        network = Network(space, session.task, searching=False, auxiliary=auxiliary, run=session.run_cell)
+        self.network = network.to(session.device).train()
         self.weights = settings.optimizer.build(self.network.parameters())
         self.modules, self.optimizers = {"network": self.network}, {"weights": self.weights}
         splits = session.splits
@@ -89,13 +90,12 @@ class Retraining(Training):
         for cell in self.network.mixed_cells:
             cell.drop_path = settings.drop_path(progress)
         images, labels = self.batches.batch(step)
-        self.network.train()
         scores, auxiliary = self.network(images)
         loss = F.cross_entropy(scores, labels, label_smoothing=settings.label_smoothing)
         for head in auxiliary:
             smoothed = F.cross_entropy(head, labels, label_smoothing=settings.label_smoothing)
             loss = loss + settings.auxiliary_weight * smoothed
-        descend(loss, self.network, self.weights, settings.clip)
+        descend(loss, self.weights, settings.clip)
         accuracy = (scores.detach().argmax(1) == labels).float().mean()
         return {"train_loss": loss.detach(), "train_accuracy": 100 * accuracy}
 

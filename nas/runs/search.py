@@ -1,6 +1,6 @@
 """First-order bilevel search: architecture steps on `arch`, weight steps on `train`, in turn (arXiv:1806.09055)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from nas.architecture import Architecture, describe
 from nas.files import write_json
 from nas.randomness import generator, seed_global
+from nas.runs.optimizers import parameters
 from nas.runs.session import Session
 from nas.runs.training import Loop, Training, descend, require_finite
 from nas.selection import Selection
 from nas.supernet import Network
 from nas.supernet.inspection import inspect
-from nas.supernet.statistics import untouched_statistics
+from nas.supernet.statistics import norms, untouched
 
 SUMMARY = "search.json"
 
@@ -34,6 +35,7 @@ class BilevelSearch(Training):
         config, settings = session.config, session.config.search
         self.session, self.settings, self.selector, self.seed = session, settings, config.selector, config.seed
         self.network, self.architecture, memory = build(session)
+        self._norms = norms(self.network)
         self.memory = memory
         self.modules = {"network": self.network, "architecture": self.architecture}
         learned = [*self.architecture.parameters()]
@@ -104,18 +106,15 @@ class BilevelSearch(Training):
 
     def _architecture_step(self, step: int, progress: float) -> Tensor:
         images, labels = self.arch.batch(step)
-        self.network.train()
 
         def loss_of(selections: Mapping[str, Selection]) -> Tensor:
-            with _still(self.network), untouched_statistics(self.network):
+            with _still(parameters(self.weights)), untouched(self._norms):
                 return loss_at_border(self.network, images, labels, selections)
 
         draws = generator(self.seed, "decide", "arch", step)
         loss = self.selector.objective(loss_of, self.architecture.logits(), progress, draws, self.memory)
         require_finite(bool(loss.isfinite()), f"the architecture loss of {self.stage}", step + 1)
-        self.logits.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.logits.step()
+        descend(loss, self.logits)
         return loss.detach()
 
     def _weight_step(self, step: int, progress: float) -> tuple[Tensor, Tensor]:
@@ -123,10 +122,9 @@ class BilevelSearch(Training):
         images, labels = self.train.batch(step)
         decision = self.decide(progress, "train", step)
         selections = {name: selection.to(images.device) for name, selection in decision.items()}
-        self.network.train()
         scores = self.network(images, selections).scores
         loss = F.cross_entropy(scores, labels)
-        descend(loss, self.network, self.weights, self.settings.clip)
+        descend(loss, self.weights, self.settings.clip)
         return loss.detach(), (scores.detach().argmax(1) == labels).float().mean()
 
 
@@ -135,7 +133,7 @@ def build(session: Session) -> tuple[Network, Architecture, nn.Module | None]:
     config = session.config
     config.space.check()
     seed_global(config.seed, "initialise", "search")
-    network = Network(config.space, session.task, searching=True).to(session.device)
+    network = Network(config.space, session.task, searching=True, run=session.run_cell).to(session.device).train()
     return network, Architecture(config.space, config.seed), config.selector.memory()
 
 
@@ -156,26 +154,30 @@ def loss_at_border(network: Network, images: Tensor, labels: Tensor, selections:
         )
         if inside is not None and outside is not None and inside.requires_grad
     ]
-    value = loss.detach().cpu()
-    if not pairs:
-        return value
-    gradients = torch.autograd.grad(loss, [inside for inside, _ in pairs], allow_unused=True, materialize_grads=True)
-    for gradient, (_, outside) in zip(gradients, pairs, strict=True):
-        value = value + (gradient.to(outside) * (outside - outside.detach())).sum()
+    gradients: tuple[Tensor, ...] = ()
+    if pairs:
+        insides = [inside for inside, _ in pairs]
+        gradients = torch.autograd.grad(loss, insides, allow_unused=True, materialize_grads=True)
+    # One copy, after the whole backward is in the device's queue.
+    parts = torch.cat([loss.detach().reshape(1), *(gradient.flatten() for gradient in gradients)]).cpu()
+    first, *returned = torch.split(parts, [1, *(gradient.numel() for gradient in gradients)])
+    value = first[0]
+    for gradient, (_, outside) in zip(returned, pairs, strict=True):
+        value = value + (gradient.to(outside).view_as(outside) * (outside - outside.detach())).sum()
     return value
 
 
 @contextmanager
-def _still(network: nn.Module) -> Iterator[None]:
+def _still(weights: Sequence[nn.Parameter]) -> Iterator[None]:
     """Inside, the weights do not require gradients."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
+    trained = [weight for weight in weights if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad = False
     try:
         yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for weight in trained:
+            weight.requires_grad = True
 
 
 def run_search(session: Session) -> None:

@@ -1,5 +1,6 @@
 """A process at work in a run folder: its lock, status, metrics, data and signals."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from nas.runs.configuration import Config
 from nas.runs.evaluation import Evaluator
 from nas.space import Task
 from nas.status import Status, lock
+from nas.supernet.backends import choose
+from nas.supernet.network import RunCell
 from nas.tracking import Tracker
 
 
@@ -45,6 +48,11 @@ class Session:
     def device(self) -> torch.device:
         """The device that the configuration asks for."""
         return choose_device(self.config.device)
+
+    @cached_property
+    def run_cell(self) -> RunCell:
+        """The execution of cells that the configuration asks for."""
+        return choose(self.config.engine.backend, self.device)
 
     @cached_property
     def task(self) -> Task:
@@ -100,6 +108,8 @@ def session(folder: Path, config: Config, command: str, *, quiet: bool = False) 
     with ExitStack() as stack:
         stack.enter_context(lock(folder))
         stack.enter_context(threads(config.threads))
+        gc.freeze()  # else what torch has loaded is searched for circles again and again, 0.1 s each time
+        stack.callback(gc.unfreeze)
         status = stack.enter_context(Status(folder, command))
         stop = stack.enter_context(StopRequest())
         tracker = stack.enter_context(Tracker(folder, config.tracking, to_tree(config), folder.name))

@@ -15,6 +15,7 @@ from nas import checkpoint
 from nas.checkpoint import Checkpoint
 from nas.errors import CheckpointError, NumericsError
 from nas.randomness import seed_global
+from nas.runs.optimizers import parameters
 from nas.runs.session import Session
 
 
@@ -146,12 +147,12 @@ class Loop:
             logging.getLogger("nas").info("%s goes on from step %d", self.title, self.done)
 
 
-def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> None:
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 0.0) -> None:
     """Takes one step down the gradient of `loss`, its norm limited to `clip`; 0 is no limit."""
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     if clip:
-        nn.utils.clip_grad_norm_(network.parameters(), clip)
+        nn.utils.clip_grad_norm_(parameters(optimizer), clip)
     optimizer.step()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from nas.errors import ConfigError
@@ -71,6 +72,8 @@ class Network(nn.Module):
             selections: One decision per cell; None for a network with one candidate per edge.
         """
         selections = self.single if selections is None else selections
+        if self.run is not run_cell:  # the faster executions work channels-last
+            images = images.contiguous(memory_format=torch.channels_last)
         history: list[Tensor] = [images]
         heads: list[Tensor] = []
         for index in sorted([*self.layers, *(self.auxiliary if self.training else [])], key=int):

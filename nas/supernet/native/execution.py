@@ -1,0 +1,228 @@
+"""`run_cell` of the native engine: one autograd function per cell, over a program made for the decision at hand."""
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import nas.supernet.native.memory as memory
+from nas.selection import Selection
+from nas.supernet import aten
+from nas.supernet.cell import MixedCell
+from nas.supernet.native.geometry import Geometry
+from nas.supernet.native.kernels import BLOCK
+from nas.supernet.native.layout import (
+    FACTORS,
+    FIRST,
+    GRADIENTS,
+    OUTPUT,
+    OUTPUT_GRADIENT,
+    PARAMETER_GRADIENTS,
+    SAVED,
+    TEMPORARY,
+)
+from nas.supernet.native.program import Program
+from nas.supernet.native.records import Signature
+from nas.supernet.native.vectors import BYTES
+from nas.supernet.plan import Chain, Identity, Opaque, Plan, plan
+
+PROGRAMS = 32
+"""Programs kept with a cell; a sampled path that comes again finds its own."""
+
+logger = logging.getLogger(__name__)
+
+
+def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) -> Tensor:
+    """Runs one cell under one decision, as `reference.run_cell` does; what it does not know it leaves to `aten`."""
+    known = _cells.get(cell)
+    if known is None:
+        known = _cells[cell] = _Known(cell)
+    parameters = [owner[name] for owner, name in known.parameters]
+    if reason := _obstacle(cell, known.plan, inputs, selection, parameters):
+        _say_once(reason)
+        return aten.run_cell(cell, inputs, selection)
+    signature = _signature(cell, known, inputs, selection, parameters)
+    program = known.programs.get(signature)
+    if program is None:
+        geometry = known.geometry.setdefault(signature.size, Geometry(signature.size))
+        program = Program(cell, signature, parameters, known.norms, geometry)
+        if len(known.programs) >= PROGRAMS:
+            del known.programs[next(iter(known.programs))]
+        known.programs[signature] = program
+    factors = _factors(program, cell.drop_path, inputs[0]) if signature.factors else None
+    learned = [p for p, wanted in zip(parameters, signature.wanted, strict=True) if wanted]
+    output: Tensor = _Cell.apply(program, selection.weights, selection.offset, factors, *inputs, *learned)
+    return output
+
+
+class _Known:
+    """What is found out once about a cell: plan, norms, where its parameters are; and its newest programs."""
+
+    def __init__(self, cell: MixedCell) -> None:
+        self.plan = plan(cell)
+        self.norms = [module for module in cell.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.parameters: list[tuple[dict[str, Any], str]] = [
+            (module._parameters, name)
+            for module in cell.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
+        self.programs: dict[Signature, Program] = {}
+        self.geometry: dict[int, Geometry] = {}
+
+
+_cells: WeakKeyDictionary[MixedCell, _Known] = WeakKeyDictionary()
+
+
+def _signature(
+    cell: MixedCell,
+    known: _Known,
+    inputs: Sequence[Tensor],
+    selection: Selection,
+    parameters: Sequence[nn.Parameter],
+) -> Signature:
+    gradient, size = torch.is_grad_enabled(), inputs[0].element_size()
+    learned = [t for t in (selection.weights, selection.offset) if t is not None and t.requires_grad]
+    values = gradient and bool(learned)
+    reads = tuple(gradient and x.requires_grad for x in inputs)
+    wanted = tuple(gradient and p.requires_grad for p in parameters)
+    return Signature(
+        paths=selection.paths,
+        probes=selection.probes if values and selection.weights is not None else (),
+        shapes=tuple(tuple(x.shape) for x in inputs),
+        direct=tuple(_is_direct(x, size) for x in inputs),
+        size=size,
+        training=tuple(
+            (n.training or n.running_mean is None, n.training and n.track_running_stats and n.running_mean is not None)
+            for n in known.norms
+        ),
+        gradient=values or any(reads) or any(wanted),
+        wanted=wanted,
+        inputs=reads,
+        values=values,
+        offset=selection.offset is not None,
+        factors=cell.training and cell.drop_path > 0,
+        threads=min(torch.get_num_threads(), inputs[0].shape[0]),
+    )
+
+
+def _is_direct(x: Tensor, size: int) -> bool:
+    """Returns whether kernels can read a tensor where it is."""
+    return x.shape[1] % max(BYTES // size, BLOCK) == 0 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _factors(program: Program, probability: float, x: Tensor) -> Tensor | None:
+    """Draws, for every candidate that may be dropped, what scales each sample, as the reference does."""
+    shape, keep = (x.shape[0], 1, 1, 1), 1.0 - probability
+    drawn = [torch.empty(shape, dtype=x.dtype).bernoulli_(keep) for _ in range(program.factor_count)]
+    return torch.stack(drawn) / keep if drawn else None
+
+
+def _obstacle(
+    cell: MixedCell, known: Plan, inputs: Sequence[Tensor], selection: Selection, parameters: Sequence[nn.Parameter]
+) -> str | None:
+    """Returns why a cell cannot run here, if it cannot."""
+    x = inputs[0]
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return "it computes on the CPU, without autocast"
+    if x.dtype not in (torch.float32, torch.float64) or any(t.dtype != x.dtype for t in (*inputs, *parameters)):
+        return f"it computes in float32 or float64, everything in one of them, got {x.dtype}"
+    if not x.numel() or not all(p.is_contiguous() for p in parameters):
+        return "it needs images, and parameters that are contiguous"
+    if not all(isinstance(before, Chain | Identity) for before in known.preprocess):
+        return f"it preprocesses by convolutions only (cell {cell.name!r})"
+    for e, candidates in enumerate(known.candidates):
+        for k in (*selection.paths[e], *(selection.probes[e] if selection.probes else ())):
+            operation = candidates[k]
+            if isinstance(operation, Opaque):
+                return f"it does not know {type(operation.module).__name__} (cell {cell.name!r})"
+    return None
+
+
+@cache
+def _say_once(reason: str) -> None:
+    logger.warning("engine.backend=native leaves a cell to aten: %s", reason)
+
+
+class _Cell(torch.autograd.Function):
+    """A cell as one node of the graph. Its memory is its own, so a second backward through it is refused."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        program: Program,
+        weights: Tensor | None,
+        offset: Tensor | None,
+        factors: Tensor | None,
+        *tensors: Tensor,
+    ) -> Tensor:
+        inputs = tensors[: len(program.signature.shapes)]
+        numbers = np.ones(program.edges * program.columns + 1)
+        if weights is not None:
+            numbers[:-1] = weights.detach().numpy().ravel()
+        output = torch.empty(program.out_shape, dtype=program.dtype, memory_format=torch.channels_last)
+        saved = memory.take(program.saved_size, kept=program.backward is not None)
+        temporary = memory.take(program.temporary_size)
+        given = {SAVED: saved, TEMPORARY: temporary, OUTPUT: output}
+        if factors is not None:
+            given[FACTORS] = factors
+        if offset is not None:
+            _write_offsets(program, saved, offset.detach())
+        program.run(inputs, given, numbers)
+        memory.give(temporary)
+        if program.backward is None:
+            memory.give(saved)
+        else:
+            ctx.program, ctx.saved, ctx.factors, ctx.numbers = program, saved, factors, numbers
+            ctx.kinds = [None if t is None else (t.shape, t.dtype) for t in (weights, offset)]
+            ctx.save_for_backward(*inputs)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.saved is None:
+            raise RuntimeError(
+                "engine.backend=native keeps nothing for a second backward; use engine.backend=reference"
+            )
+        program, saved, inputs = ctx.program, ctx.saved, ctx.saved_tensors
+        ctx.saved = None
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        sizes = [shape.numel() for shape, _ in program.learned]
+        flat = torch.empty(sum(sizes), dtype=program.dtype)
+        back, temporary = memory.take(program.back_size), memory.take(program.temporary_size)
+        given = {SAVED: saved, TEMPORARY: temporary, GRADIENTS: back, OUTPUT_GRADIENT: gradient}
+        given[PARAMETER_GRADIENTS] = flat
+        if ctx.factors is not None:
+            given[FACTORS] = ctx.factors
+        outward: list[Tensor | None] = []
+        for i, (x, wanted) in enumerate(zip(inputs, program.reads, strict=True)):
+            made = torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last) if wanted else None
+            outward.append(made)
+            if made is not None:
+                given[FIRST + len(inputs) + i] = made
+        values = torch.from_numpy(program.run_backward(inputs, given, ctx.numbers))
+        for buffer in (saved, back, temporary):
+            memory.give(buffer)
+        parts = values.split([program.edges * program.columns, program.edges])  # type: ignore[no-untyped-call]
+        decided = [None if k is None else p.to(k[1]).view(k[0]) for k, p in zip(ctx.kinds, parts, strict=True)]
+        pieces = flat.split(sizes)  # type: ignore[no-untyped-call]
+        learned = [
+            piece.view(shape) if used else None for piece, (shape, used) in zip(pieces, program.learned, strict=False)
+        ]
+        return None, *decided, None, *outward, *learned
+
+
+def _write_offsets(program: Program, saved: Tensor, offset: Tensor) -> None:
+    """Writes the edges' offsets as the constants of terms that have nothing else."""
+    size = program.signature.size
+    numbers = saved[: saved.numel() // size * size].view(program.dtype)
+    for edge, place, padded, channels in program.offsets:
+        start = place // size + padded
+        numbers[start : start + padded] = 0
+        numbers[start : start + channels] = offset[edge]

@@ -1,0 +1,79 @@
+"""Places in memory before there is any: addresses of a program are offsets from bases that every run fills in anew."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHIFT = 44
+"""An address before a run: the base's number above this bit, the offset in bytes below."""
+
+SAVED, TEMPORARY, GRADIENTS, CONSTANTS, OUTPUT, OUTPUT_GRADIENT, PARAMETER_GRADIENTS, FACTORS = range(1, 9)
+"""Numbers of bases: kept for the backward; of the forward; of the backward; lists of pixels; and tensors of a run."""
+
+WORK = {"work_x": 9, "work_y": 10, "work_z": 11, "work_dy": 12, "work_dx": 13}
+"""Memory of the first thread: padded input, result of the depthwise, gradients of result, of it, and of the input."""
+
+FIRST = 14
+"""The inputs' bases, then those of their gradients, then the cell's own tensors'."""
+
+Table = NDArray[np.int64]
+Place = tuple[int, int, int]
+"""Where a table is in all tables of a run: start, rows, columns."""
+
+
+def images(address: int, image: int, channels: int, width: int) -> list[int]:
+    """Returns what a row of `nodes.copy` says of channels-last images: address, and strides."""
+    return [address, image, 1, channels * width, channels]
+
+
+class Region:
+    """A stretch of memory that is handed out piece by piece.
+
+    Attributes:
+        base: Number of its base.
+        size: Bytes of a number.
+        used: Bytes handed out.
+        most: Largest `used` so far.
+    """
+
+    def __init__(self, base: int, size: int) -> None:
+        self.base, self.size, self.used, self.most = base, size, 0, 0
+
+    def take(self, numbers: int) -> int:
+        """Returns the address of so many numbers, aligned to a cache line."""
+        start = self.used
+        self.used += -(-numbers * self.size // 64) * 64
+        if self.used > self.most:
+            self.most = self.used
+        return (self.base << SHIFT) + start
+
+    def reset(self, used: int = 0) -> None:
+        """Gives back everything after the first `used` bytes."""
+        self.used = used
+
+
+class Tables:
+    """Rows of addresses and sizes, made into tables for one run."""
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+
+    def add(self, rows: Sequence[Sequence[int]]) -> Place:
+        """Adds a table and returns where it will be."""
+        start = len(self._numbers)
+        for row in rows:
+            self._numbers += row
+        return start, len(rows), len(rows[0]) if rows else 1
+
+    def close(self) -> None:
+        """Ends the adding."""
+        whole = np.array(self._numbers, np.int64)
+        self._numbers = []
+        self._bases = np.maximum(whole >> SHIFT, 0)
+        self._offsets = whole - (self._bases << SHIFT)
+
+    def resolve(self, bases: Table) -> Table:
+        """Returns all tables, flat, with addresses in the place of offsets."""
+        resolved: Table = bases[self._bases] + self._offsets
+        return resolved

@@ -1,0 +1,67 @@
+"""Weights as the kernels read them: laid out anew in every forward, since parameters move and change."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from nas.supernet.native.layout import Region
+
+
+class Packing:
+    """Places of the packed weights of a program.
+
+    Args:
+        region: Where they lie.
+        address: Returns the address of a module's parameter.
+        pad: Returns the channels of whole vectors.
+    """
+
+    def __init__(
+        self, region: Region, address: Callable[[nn.Module, str], int], pad: Callable[[int], int], transpose: bool
+    ) -> None:
+        self.region, self.address, self.pad, self.transpose = region, address, pad, transpose
+        self.rows: dict[int, list[list[int]]] = {}
+        self.places: dict[int, tuple[int, int, int]] = {}
+
+    def place(self, convs: Sequence[nn.Conv2d], *, depthwise: bool) -> tuple[int, int]:
+        """Returns the addresses of a weight as the kernels read it, and of its transpose (0: there is none).
+
+        Args:
+            convs: Whose outputs lie side by side.
+            depthwise: Whether every channel is convolved by itself.
+        """
+        key = id(convs[0])
+        if key not in self.rows:
+            taps = sum(conv.kernel_size[0] ** 2 for conv in convs)
+            inner = 1 if depthwise else self.pad(convs[0].in_channels)
+            outer = self.pad(sum(conv.out_channels for conv in convs))
+            numbers = taps * inner * outer
+            address = self.region.take(numbers)
+            transposed = self.region.take(numbers) if self.transpose and not depthwise else 0
+            self.places[key], self.rows[key] = (address, transposed, numbers), []
+            output = tap = 0
+            for conv in convs:
+                o, i, h, w = conv.weight.shape
+                strides = [i * h * w, h * w, w, 1]
+                row = [self.address(conv, "weight"), *strides, o, i, h, w, inner, outer, output, tap]
+                self.rows[key].append([*row, address, transposed, int(depthwise)])
+                output, tap = output + o, tap + h * w
+        return self.places[key][:2]
+
+    def of(self, conv: nn.Conv2d) -> list[list[int]]:
+        """Returns the rows, as `coefficients.pack` reads them, of a convolution and of those at its side."""
+        return self.rows[id(conv)]
+
+    def new(self, known: set[int]) -> tuple[list[list[int]], list[list[int]]]:
+        """Returns the rows of what is not known yet, and the stretches of memory to set to zero before."""
+        keys = [key for key in self.rows if key not in known]
+        clear = [
+            [place, self.places[key][2]] for key in keys for place in self.places[key][:2] if place and self._gaps(key)
+        ]
+        return [row for key in keys for row in self.rows[key]], clear
+
+    def _gaps(self, key: int) -> bool:
+        """Returns whether padding leaves numbers that no weight fills."""
+        rows = self.rows[key]
+        _, inputs, _, _, inner, outer = rows[0][5:11]
+        return len(rows) > 1 or inputs != inner or rows[0][5] != outer

@@ -1,0 +1,303 @@
+"""Every backend computes what the reference computes: values, every gradient, batch-norm statistics, in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nas import ops
+from nas.derivation import sample, uniform
+from nas.randomness import generator as keyed
+from nas.registry import load, names
+from nas.selection import Selection
+from nas.space import Cell, CellSlot, Edge, Task
+from nas.supernet import MixedCell, Network, reference
+from nas.supernet.backends import choose
+
+CPU = torch.device("cpu")
+SMALL = {
+    "darts": {"channels": 3, "depth": 3, "nodes": 3},
+    "nas-bench-201": {"channels": 3, "cells_per_stage": 2},
+    "chain": {"channels": 3, "stages": 2, "blocks_per_stage": 2},
+}
+TASK = Task(channels=3, height=9, width=7, classes=4)
+BACKENDS = ["aten", "native"]
+SELECTORS = names("nas.selectors")
+
+TOLERANCE = 1e-9
+"""Relative to the largest entry. Another order of summation moves float64 by about 1e-15 an addition."""
+
+
+def space_of(name: str):
+    return load("nas.search_spaces", name)(**SMALL.get(name, {}))
+
+
+def assert_agree(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = max(float(value.abs().max()) if value.numel() else 0.0, 1e-3)
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=TOLERANCE * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def buffers(network: nn.Module) -> dict[str, Tensor]:
+    return {f"buffer {name}": value.clone() for name, value in network.named_buffers()}
+
+
+def run(network: Network, images: Tensor, selections, *, weights: bool, logits: bool) -> dict[str, Tensor]:
+    """Returns scores and every gradient of a random function of them, and the statistics afterwards."""
+    images = images.clone().requires_grad_()
+    network.requires_grad_(weights)
+    leaves = {name: s.at_leaves(CPU) for name, s in selections.items()} if logits else selections
+    torch.manual_seed(0)
+    output = network(images, leaves)
+    scores = torch.stack([output.scores, *output.auxiliary])
+    factor = torch.randn(scores.shape, generator=keyed(0, "factor"), dtype=scores.dtype)
+    (scores * factor).sum().backward()
+    values = {"scores": scores.detach(), "images": images.grad, **buffers(network)}
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            values[f"gradient {name}"] = parameter.grad
+            parameter.grad = None
+    for name, leaf in leaves.items():
+        for part in ("weights", "offset"):
+            value = getattr(leaf, part)
+            if value is not None and value.grad is not None:
+                values[f"{part} {name}"] = value.grad
+    return values
+
+
+def select(space, selector, seed: int, *, gradient: bool):
+    logits = {
+        name: torch.randn(len(cell.edges), cell.candidates, generator=keyed(seed, name), dtype=torch.float64)
+        .masked_fill(~cell.mask, -torch.inf)
+        .requires_grad_(gradient)
+        for name, cell in space.cells.items()
+    }
+    draws = keyed(seed, "draw")
+    found = {name: selector.select(table, 0.5, draws) for name, table in logits.items()}
+    return found if gradient else {name: s.detach() for name, s in found.items()}
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("space", names("nas.search_spaces"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_agrees_with_the_reference_in_both_steps(backend, space, selector):
+    described, chosen = space_of(space), load("nas.selectors", selector)()
+    torch.manual_seed(1)
+    plain = Network(described, TASK, searching=True).double()
+    fast = copy.deepcopy(plain)
+    fast.run = choose(backend, CPU)
+    images = torch.randn(3, 3, TASK.height, TASK.width, generator=keyed(0, "images"), dtype=torch.float64)
+    for seed, logits in ((0, False), (1, chosen.learns), (2, False)):
+        selections = select(described, chosen, seed, gradient=logits)
+        expected = run(plain, images, selections, weights=not logits, logits=logits)
+        found = run(fast, images, selections, weights=not logits, logits=logits)
+        assert_agree(found, expected)
+        if logits:
+            assert any(name.startswith("weights ") for name in expected)
+        else:
+            assert sum(name.startswith("gradient ") for name in expected) > 10
+
+
+@pytest.mark.parametrize("space", names("nas.search_spaces"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_agrees_on_a_derived_network_with_drop_path(backend, space):
+    described = space_of(space)
+    genotype = sample(described, uniform(described), keyed(3, "genotype"))
+    torch.manual_seed(1)
+    plain = Network(described.fix(genotype), TASK, searching=False, auxiliary=True).double()
+    for norm in (m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.uniform_(norm.bias, -0.5, 0.5)
+    for cell in plain.mixed_cells:
+        cell.drop_path = 0.3
+    fast = copy.deepcopy(plain)
+    fast.run = choose(backend, CPU)
+    images = torch.randn(5, 3, TASK.height, TASK.width, generator=keyed(0, "images"), dtype=torch.float64)
+    for training in (True, False):
+        both = [
+            run(network.train(training), images, network.single, weights=True, logits=False)
+            for network in (fast, plain)
+        ]
+        assert_agree(*both)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_state_dicts_are_interchangeable(backend):
+    described = space_of("darts")
+    plain = Network(described, TASK, searching=True)
+    fast = Network(described, TASK, searching=True, run=choose(backend, CPU))
+    assert fast.load_state_dict(plain.state_dict()) == plain.load_state_dict(fast.state_dict())
+
+
+# One cell, odd shapes
+
+
+def block(*parts):
+    return lambda site: nn.Sequential(*(part(site) for part in parts))
+
+
+def conv(kernel: int, *, dilation: int = 1, stride=None, bias: bool = False):
+    return lambda s: nn.Conv2d(
+        s.in_channels, s.channels, kernel, stride or s.stride, dilation * (kernel // 2), dilation, bias=bias
+    )
+
+
+class Square(nn.Module):
+    """A module no engine knows."""
+
+    def __init__(self, site):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.stride = site.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x[:, :, :: self.stride, :: self.stride] ** 2
+
+
+def norm(affine: bool):
+    return lambda s: nn.BatchNorm2d(s.channels, affine=affine, momentum=None if affine else 0.2)
+
+
+ODD = {
+    "none": lambda s: ops.Zero(s.channels, s.stride),
+    "skip": lambda s: ops.skip_connect(s.in_channels, s.channels, s.stride, affine=False),
+    "sep_3": lambda s: ops.twice_separable_conv(s.in_channels, s.channels, 3, s.stride, affine=True),
+    "dil_5": lambda s: ops.separable_conv(s.in_channels, s.channels, 5, s.stride, 2, affine=False),
+    "inverted": lambda s: ops.InvertedResidual(s.in_channels, s.channels, 5, s.stride, 3, affine=True),
+    "conv_3": block(lambda s: nn.ReLU6(), conv(3), norm(True)),
+    "conv_2": block(conv(1), norm(False), lambda s: nn.ReLU(), lambda s: conv(3, dilation=2, stride=1)(s)),
+    "max": lambda s: nn.Sequential(nn.MaxPool2d(3, s.stride, 1), nn.BatchNorm2d(s.channels)),
+    "average": lambda s: ops.average_pool(3, s.stride),
+    "biased": block(conv(1, bias=True), norm(True)),
+    "square": Square,
+}
+KNOWN = 9
+"""Candidates that every engine understands; the others are run as they are."""
+
+EDGES = tuple(Edge(s, t, tuple(ODD)[: 11 - (s + t) % 3]) for t in (2, 3, 4) for s in range(t))
+
+
+def odd_cell(channels: int, stride: int, combine: str, preprocess: bool) -> MixedCell:
+    torch.manual_seed(0)
+    before = [ops.relu_conv_norm(2 * channels, channels, 1, affine=True) for _ in range(2)] if preprocess else []
+    slot = CellSlot("cell", channels, stride, before)
+    return MixedCell(Cell(EDGES, (3, 4), inputs=2, combine=combine), slot, ODD, searching=True).double()
+
+
+def run_cell(run, cell: MixedCell, inputs: list[Tensor], selection: Selection) -> dict[str, Tensor]:
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    y = run(cell, inputs, selection)
+    factor = torch.randn(y.shape, generator=keyed(0, "factor"), dtype=y.dtype)
+    wanted = {f"parameter {n}": p for n, p in cell.named_parameters()}
+    wanted |= {f"input {i}": x for i, x in enumerate(inputs)}
+    wanted |= {n: v for n in ("weights", "offset") if (v := getattr(selection, n)) is not None and v.requires_grad}
+    gradients = torch.autograd.grad((y * factor).sum(), [*wanted.values()], allow_unused=True)
+    values = {n: torch.zeros_like(v) if g is None else g for (n, v), g in zip(wanted.items(), gradients, strict=True)}
+    return {"output": y.detach(), **values, **buffers(cell)}
+
+
+def everything(weights: Tensor, cell: MixedCell) -> Selection:
+    return Selection.mixture(weights, cell.cell.mask)
+
+
+def known(weights: Tensor, cell: MixedCell) -> Selection:
+    """Every candidate that engines understand, with an offset."""
+    return Selection(((*range(KNOWN),),) * len(EDGES), weights, offset=weights.sum(1))
+
+
+def sampled(weights: Tensor, cell: MixedCell) -> Selection:
+    """One path, with probes of all others, and an offset."""
+    return path(weights, cell.cell.mask)
+
+
+def sampled_known(weights: Tensor, cell: MixedCell) -> Selection:
+    return path(weights, cell.cell.mask & (torch.arange(len(ODD)) < KNOWN))
+
+
+def path(weights: Tensor, live: Tensor) -> Selection:
+    chosen = torch.randint(0, KNOWN, (len(EDGES),), generator=keyed(0, "path"))
+    hard = nn.functional.one_hot(chosen, weights.shape[1]).double()
+    return Selection.single_path(hard + weights - weights.detach(), live, (weights - weights.detach()).sum(1))
+
+
+def some(weights: Tensor, cell: MixedCell) -> Selection:
+    """Two edges without any candidate, one node of nothing but `none`."""
+    paths = [(1, 4), (), (0,), (0,), (0,), (3, 7, 6), (), (8, 5), (2,)]
+    return Selection(tuple(tuple(paths[e]) for e in range(len(EDGES))), weights)
+
+
+@pytest.mark.parametrize("make", [everything, known, sampled, sampled_known, some])
+@pytest.mark.parametrize(
+    ("shape", "channels", "stride", "combine", "preprocess"),
+    [
+        ((1, 5, 7), 3, 1, "concatenate", True),
+        ((2, 5, 7), 17, 2, "sum", True),
+        ((3, 6, 6), 1, 1, "concatenate", False),
+        ((2, 8, 9), 16, 1, "sum", False),
+        ((2, 3, 2), 5, 1, "concatenate", True),
+    ],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_odd_shapes_and_unknown_modules_agree(backend, shape, channels, stride, combine, preprocess, make):
+    cell = odd_cell(channels, stride, combine, preprocess)
+    width = 2 * channels if preprocess else channels
+    inputs = [
+        torch.randn(shape[0], width, *shape[1:], generator=keyed(0, "input", i), dtype=torch.float64) for i in (0, 1)
+    ]
+    inputs[1] = inputs[1].contiguous(memory_format=torch.channels_last)
+    wide = torch.zeros(shape[0], width, shape[1], 2 * shape[2], dtype=torch.float64)
+    wide[..., ::2] = inputs[0]
+    inputs[0] = wide[..., ::2]  # not contiguous in any format
+    weights = torch.rand(len(EDGES), len(ODD), generator=keyed(0, "weights"), dtype=torch.float64, requires_grad=True)
+    selection = make(weights, cell)
+    plain = copy.deepcopy(cell)
+    found = run_cell(choose(backend, CPU), cell, inputs, selection)
+    assert_agree(found, run_cell(reference.run_cell, plain, inputs, selection))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evaluation_and_untouched_statistics_agree(backend):
+    from nas.supernet.statistics import untouched_statistics
+
+    cell = odd_cell(3, 1, "sum", True)
+    inputs = [torch.randn(2, 6, 5, 5, generator=keyed(0, "input", i), dtype=torch.float64) for i in (0, 1)]
+    weights = torch.rand(len(EDGES), len(ODD), generator=keyed(0, "weights"), dtype=torch.float64, requires_grad=True)
+    for training in (True, False):
+        for make in (everything, known, sampled, sampled_known):
+            copies = [copy.deepcopy(cell).train(training) for _ in range(2)]
+            with untouched_statistics(copies[0]), untouched_statistics(copies[1]):
+                found = run_cell(choose(backend, CPU), copies[0], inputs, make(weights, cell))
+                assert_agree(found, run_cell(reference.run_cell, copies[1], inputs, make(weights, cell)))
+    with torch.no_grad():
+        for make in (everything, known):
+            selection = make(weights, cell.eval())
+            y = [run(cell, inputs, selection) for run in (choose(backend, CPU), reference.run_cell)]
+            assert_agree({"y": y[0]}, {"y": y[1]})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_value_per_channel_is_refused(backend):
+    cell = odd_cell(3, 2, "sum", True)
+    inputs = [torch.randn(1, 6, 2, 2, dtype=torch.float64) for _ in range(2)]
+    weights = torch.rand(len(EDGES), len(ODD), dtype=torch.float64)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        choose(backend, CPU)(cell, inputs, known(weights, cell))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_follows_parameters_that_move(backend):
+    cell = odd_cell(4, 1, "sum", True)
+    inputs = [torch.randn(2, 8, 5, 5, dtype=torch.float64) for _ in range(2)]
+    weights = torch.rand(len(EDGES), len(ODD), dtype=torch.float64, requires_grad=True)
+    selection = known(weights, cell)
+    run_cell(choose(backend, CPU), cell, inputs, selection)
+    cell.float().double()
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.add_(0.1)
+    plain = copy.deepcopy(cell)
+    found = run_cell(choose(backend, CPU), cell, inputs, selection)
+    assert_agree(found, run_cell(reference.run_cell, plain, inputs, selection))
