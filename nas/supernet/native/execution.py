@@ -31,6 +31,9 @@ from nas.supernet.native.records import Signature
 from nas.supernet.native.vectors import BYTES
 from nas.supernet.plan import Chain, Identity, Opaque, Plan, plan
 
+SHARED = 2**17
+"""Numbers of an input from which on threads share the images; for less, waking them takes longer than they save."""
+
 PROGRAMS = 32
 """Programs kept with a cell; a sampled path that comes again finds its own."""
 
@@ -107,7 +110,7 @@ def _signature(
         values=values,
         offset=selection.offset is not None,
         factors=cell.training and cell.drop_path > 0,
-        threads=min(torch.get_num_threads(), inputs[0].shape[0]),
+        threads=min(torch.get_num_threads(), inputs[0].shape[0]) if inputs[0].numel() >= SHARED else 1,
     )
 
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
-SPARE = 2
+SPARE = 1.25
 """How many times too large memory that is kept for a backward may be."""
 
 _free: list[Tensor] = []
