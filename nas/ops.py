@@ -112,6 +112,29 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
+class ResidualReduction(nn.Module):
+    """Halves the resolution with two 3x3 convolutions, beside a 2x2 average and a 1x1 convolution.
+
+    Source: Dong and Yang, 2020, arXiv:2001.00326, between the stages of their networks.
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, affine: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *relu_conv_norm(in_channels, channels, 3, 2, affine=affine),
+            *relu_conv_norm(channels, channels, 3, affine=affine),
+        )
+        self.shortcut = nn.Sequential(
+            nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
+            nn.Conv2d(in_channels, channels, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, in_channels, H, W) to (B, channels, ceil(H/2), ceil(W/2))."""
+        y: Tensor = self.shortcut(x) + self.body(x)
+        return y
+
+
 def zeros(x: Tensor, channels: int, stride: int) -> Tensor:
     """Returns zeros of the shape an operation with `channels` and `stride` gives for `x`."""
     return x.new_zeros(x.shape[0], channels, -(-x.shape[2] // stride), -(-x.shape[3] // stride))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from nas import ops
 from nas.errors import ConfigError
@@ -17,26 +17,6 @@ OPERATIONS = {
     "nor_conv_3x3": lambda s: ops.relu_conv_norm(s.in_channels, s.channels, 3, s.stride, affine=not s.searching),
     "avg_pool_3x3": lambda s: ops.average_pool(3, s.stride),
 }
-
-
-class Reduction(nn.Module):
-    """The residual block of stride 2 between stages."""
-
-    def __init__(self, in_channels: int, channels: int, *, affine: bool) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *ops.relu_conv_norm(in_channels, channels, 3, 2, affine=affine),
-            *ops.relu_conv_norm(channels, channels, 3, affine=affine),
-        )
-        self.shortcut = nn.Sequential(
-            nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
-            nn.Conv2d(in_channels, channels, 1, bias=False),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, in_channels, H, W) to (B, channels, ceil(H/2), ceil(W/2))."""
-        y: Tensor = self.shortcut(x) + self.body(x)
-        return y
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +51,7 @@ class NASBench201(SearchSpace):
         layers: list[Layer] = [stem]
         for stage in range(3):
             if stage:
-                layers.append(Reduction(channels, 2 * channels, affine=not searching))
+                layers.append(ops.ResidualReduction(channels, 2 * channels, affine=not searching))
                 channels *= 2
             layers += [CellSlot("cell", channels) for _ in range(self.cells_per_stage)]
         last = [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]

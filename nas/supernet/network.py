@@ -10,12 +10,16 @@ from nas.errors import ConfigError
 from nas.selection import Selection
 from nas.space import Auxiliary, CellSlot, SearchSpace, Task
 from nas.supernet.cell import MixedCell
+from nas.supernet.plan import block
 from nas.supernet.reference import run_cell
 
 Selections = Mapping[str, Selection]
 """One decision per cell name."""
 
 RunCell = Callable[[MixedCell, Sequence[Tensor], Selection], Tensor]
+
+WHOLE = Selection(((0,),))
+"""What a layer does that is run as a cell."""
 
 
 class Output(NamedTuple):
@@ -44,7 +48,13 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, space: SearchSpace, task: Task, *, searching: bool, auxiliary: bool = False, run: RunCell = run_cell
+        self,
+        space: SearchSpace,
+        task: Task,
+        *,
+        searching: bool,
+        auxiliary: bool = False,
+        run: RunCell = run_cell,
     ) -> None:
         super().__init__()
         self.run = run
@@ -63,6 +73,9 @@ class Network(nn.Module):
                 self.layers[str(index)] = MixedCell(cells[layer.cell], layer, space.operations, searching=searching)
             else:
                 self.layers[str(index)] = layer
+        plain = {index: layer for index, layer in self.layers.items() if not isinstance(layer, MixedCell)}
+        # For the faster executions; in a plain mapping, since the modules in them are this network's already.
+        self.blocks = {index: cell for index, layer in plain.items() if (cell := block(layer))}
 
     def forward(self, images: Tensor, selections: Selections | None = None) -> Output:
         """Runs the network.
@@ -72,7 +85,8 @@ class Network(nn.Module):
             selections: One decision per cell; None for a network with one candidate per edge.
         """
         selections = self.single if selections is None else selections
-        if self.run is not run_cell:  # the faster executions work channels-last
+        fast = self.run is not run_cell
+        if fast:  # channels-last, and with the layers between cells that they understand
             images = images.contiguous(memory_format=torch.channels_last)
         history: list[Tensor] = [images]
         heads: list[Tensor] = []
@@ -83,6 +97,8 @@ class Network(nn.Module):
             layer = self.layers[index]
             if isinstance(layer, MixedCell):
                 history.append(self.run(layer, history[-layer.cell.inputs :], selections[layer.name]))
+            elif fast and index in self.blocks:
+                history.append(self.run(self.blocks[index], history[-1:], WHOLE))
             else:
                 history.append(layer(history[-1]))
             del history[: -self.reach]

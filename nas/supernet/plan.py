@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from nas.ops import FactorizedReduce, InvertedResidual, Zero
+from nas.ops import FactorizedReduce, InvertedResidual, ResidualReduction, Zero
+from nas.space import Cell, CellSlot, Edge
 from nas.supernet.cell import MixedCell
 
 Activation = Literal["none", "relu", "relu6"]
@@ -27,12 +28,14 @@ class Stage:
         dense: Convolutions whose outputs are concatenated; number i reads its input from pixel (i, i) on, with zeros
             beyond the border. After a depthwise convolution: at most one, 1x1 of stride 1.
         norm: Applied to the result.
+        average: A pool in the place of the depthwise convolution.
     """
 
     activation: Activation
     depthwise: nn.Conv2d | None
     dense: tuple[nn.Conv2d, ...]
     norm: nn.BatchNorm2d | None
+    average: "Pool | None" = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +48,17 @@ class Chain:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """A pooling without parameters, and perhaps a batch norm. An average does not count its padding."""
+    """A pooling without parameters, and perhaps a batch norm. An average does not count its padding.
+
+    `ceil` keeps a last window that is not whole.
+    """
 
     kind: Literal["max", "average"]
     kernel: int
     stride: int
     padding: int
     norm: nn.BatchNorm2d | None
+    ceil: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +76,13 @@ class Opaque:
     """A module that is not understood; it is run as it is."""
 
     module: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Opaque):
+    """A module that is the sum of chains; it may also be run as it is."""
+
+    parts: tuple[Chain, ...]
 
 
 Candidate = Chain | Pool | Identity | Nothing | Opaque
@@ -120,6 +134,11 @@ def read(module: nn.Module) -> Candidate:
         return Nothing()
     if isinstance(module, FactorizedReduce):
         return Chain((Stage("relu", None, (module.first, module.second), module.norm),))
+    if isinstance(module, ResidualReduction):
+        body, conv = read(module.body), module.shortcut[1]
+        assert isinstance(conv, nn.Conv2d)
+        shortcut = Stage("none", None, (conv,), None, Pool("average", 2, 2, 0, None, ceil=True))
+        return Sum(module, (body, Chain((shortcut,)))) if isinstance(body, Chain) else Opaque(module)
     if isinstance(module, InvertedResidual):
         body = read(module.body)
         return Chain(body.stages, module.residual) if isinstance(body, Chain) else Opaque(module)
@@ -201,3 +220,31 @@ def _take(left: list[nn.Module], *, depthwise: bool) -> nn.Conv2d | None:
 
 def _plain_norm(module: nn.Module) -> bool:
     return type(module) is nn.BatchNorm2d
+
+
+def block(layer: nn.Module) -> MixedCell | None:
+    """Returns a layer as a cell of one edge with one candidate, which shares its modules; None if it is not understood.
+
+    So the layers between cells run as fast as the cells.
+    """
+    found = read(layer)
+    chains = found.parts if isinstance(found, Sum) else (found,) if isinstance(found, Chain) else ()
+    sizes = {_reach(chain) for chain in chains}
+    if len(sizes) != 1 or None in sizes:
+        return None
+    channels, stride = next(size for size in sizes if size)
+    graph = Cell((Edge(0, 1, ("layer",)),), outputs=(1,))
+    return MixedCell(graph, CellSlot("layer", channels, stride), {"layer": lambda site: layer}, searching=False)
+
+
+def _reach(chain: Chain) -> tuple[int, int] | None:
+    """Returns channels and stride of a chain's result; None unless every stage keeps ceil(side / stride) pixels."""
+    channels, total = 0, 1
+    for stage in chain.stages:
+        conv = stage.depthwise or stage.dense[0]
+        whole = len(stage.dense) < 2 and stage.average is None
+        if whole and 2 * int(conv.padding[0]) != conv.dilation[0] * (conv.kernel_size[0] - 1):
+            return None
+        channels = sum(dense.out_channels for dense in stage.dense) or conv.out_channels
+        total *= stage.average.stride if stage.average else conv.stride[0]
+    return channels, total

@@ -29,7 +29,7 @@ from nas.supernet.native.layout import (
 from nas.supernet.native.program import Program
 from nas.supernet.native.records import Signature
 from nas.supernet.native.vectors import BYTES
-from nas.supernet.plan import Chain, Identity, Opaque, Plan, plan
+from nas.supernet.plan import Chain, Identity, Opaque, Plan, Sum, plan
 
 SHARED = 2**17
 """Numbers of an input from which on threads share the images; for less, waking them takes longer than they save."""
@@ -142,7 +142,7 @@ def _obstacle(
     for e, candidates in enumerate(known.candidates):
         for k in (*selection.paths[e], *(selection.probes[e] if selection.probes else ())):
             operation = candidates[k]
-            if isinstance(operation, Opaque):
+            if isinstance(operation, Opaque) and not isinstance(operation, Sum):
                 return f"it does not know {type(operation.module).__name__} (cell {cell.name!r})"
     return None
 

@@ -10,7 +10,7 @@ from nas.supernet.cell import MixedCell
 from nas.supernet.native.coefficients import normalise
 from nas.supernet.native.geometry import Geometry, channels_of
 from nas.supernet.native.layout import FACTORS, FIRST, OUTPUT, SHIFT, Place, Region, images
-from nas.supernet.native.records import Norm, Row, Signature, State, Step, Term, Use, once
+from nas.supernet.native.records import Norm, Row, Signature, State, Step, Term, Use, once, parts_of_use
 from nas.supernet.native.room import Room
 from nas.supernet.plan import Candidate, Chain, Identity, Nothing, Pool, Stage, plan
 
@@ -122,6 +122,7 @@ class Forward:
         shared: dict[tuple[object, ...], Row] = {}
         pending: list[tuple[Use, int, State, Row | None]] = []
         free: list[Term] = []
+        state.uses = [part for use in state.uses for part in parts_of_use(use)]
         for use in state.uses:
             operation = use.operation
             if isinstance(operation, Identity):
@@ -238,6 +239,9 @@ class Forward:
             fields["coefficients"] = previous.norm.out
         if stage.depthwise is not None:
             fields["depthwise"], _ = self.room.packing.place((stage.depthwise,), depthwise=True)
+        if stage.average is not None:
+            fields["depthwise"] = self.room.geometry.ones(len(taps.offsets) * source.padded)
+            fields["scale"] = self.room.geometry.shares(taps)
         if stage.dense:
             fields["dense"], fields["dense_t"] = self.room.packing.place(stage.dense, depthwise=False)
         row = Row(fields, stage, source, result, None, taps, previous)

@@ -169,7 +169,9 @@ class Geometry:
 
 
 def taps_of(stage: Stage, height: int, width: int) -> Taps:
-    """Returns the geometry of the convolution that reads the stage's input."""
+    """Returns the geometry of what reads the stage's input."""
+    if stage.average is not None:
+        return taps_of_pool(stage.average, height, width)
     if len(stage.dense) > 1:  # each reads from one pixel further on
         stride = stage.dense[0].stride[0]
         sides = (-(-height // stride), -(-width // stride))
@@ -186,7 +188,8 @@ def taps_of(stage: Stage, height: int, width: int) -> Taps:
 def taps_of_pool(pool: Pool, height: int, width: int) -> Taps:
     """Returns the geometry of a pool."""
     offsets = tuple((y - pool.padding, x - pool.padding) for y in range(pool.kernel) for x in range(pool.kernel))
-    sides = [(side + 2 * pool.padding - pool.kernel) // pool.stride + 1 for side in (height, width)]
+    spans = [side + 2 * pool.padding - pool.kernel for side in (height, width)]
+    sides = [(-(-span // pool.stride) if pool.ceil else span // pool.stride) + 1 for span in spans]
     return Taps(offsets, pool.stride, height, width, sides[0], sides[1])
 
 

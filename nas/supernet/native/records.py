@@ -1,6 +1,6 @@
 """What programs are made of: states, the stages that run on them, and the terms that nodes add up."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from nas.supernet.native.geometry import Taps
 from nas.supernet.native.layout import Place
-from nas.supernet.plan import Candidate, Chain, Pool, Stage
+from nas.supernet.plan import Candidate, Chain, Pool, Stage, Sum
 
 
 @dataclass(frozen=True)
@@ -185,3 +185,10 @@ def modules_of(use: Use) -> Iterator[nn.Module]:
             yield from parts_of(stage)
     elif isinstance(use.operation, Pool) and use.operation.norm is not None:
         yield use.operation.norm
+
+
+def parts_of_use(use: Use) -> Sequence[Use]:
+    """Returns the uses that a sum of chains stands for, or the use itself."""
+    if isinstance(use.operation, Sum):
+        return [Use(use.edge, use.candidate, part, use.target) for part in use.operation.parts]
+    return [use]
