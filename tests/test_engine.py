@@ -301,3 +301,117 @@ def test_a_backend_follows_parameters_that_move(backend):
     plain = copy.deepcopy(cell)
     found = run_cell(choose(backend, CPU), cell, inputs, selection)
     assert_agree(found, run_cell(reference.run_cell, plain, inputs, selection))
+
+
+# What is special to a backend
+
+
+def test_what_native_does_not_know_it_leaves_to_aten_and_says_so_once(caplog):
+    cell = odd_cell(3, 1, "sum", True)
+    inputs = [torch.randn(2, 6, 5, 5, dtype=torch.float64) for _ in range(2)]
+    weights = torch.rand(len(EDGES), len(ODD), dtype=torch.float64)
+    cell.name = "left to aten"
+    for _ in range(3):
+        choose("native", CPU)(cell, inputs, everything(weights, cell))
+    said = [record.message for record in caplog.records if "left to aten" in record.message]
+    assert len(said) == 1
+    assert "biased" in said[0]
+
+
+def test_a_second_backward_through_native_is_refused():
+    cell = odd_cell(3, 1, "sum", True)
+    inputs = [torch.randn(2, 6, 5, 5, dtype=torch.float64) for _ in range(2)]
+    weights = torch.rand(len(EDGES), len(ODD), dtype=torch.float64, requires_grad=True)
+    y = choose("native", CPU)(cell, inputs, known(weights, cell)).sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="reference"):
+        y.backward()
+
+
+def test_native_reads_no_memory_that_it_has_not_written(monkeypatch):
+    from nas.supernet.native import memory
+
+    cell = odd_cell(5, 2, "concatenate", True)
+    inputs = [torch.randn(2, 10, 6, 7, generator=keyed(0, "input", i), dtype=torch.float64) for i in (0, 1)]
+    weights = torch.rand(len(EDGES), len(ODD), generator=keyed(0, "weights"), dtype=torch.float64, requires_grad=True)
+
+    def poisoned(size: int, *, kept: bool = False) -> Tensor:
+        return torch.full((size,), 255, dtype=torch.uint8)  # all bits set: no number
+
+    for make in (known, sampled_known):
+        plain = run_cell(choose("native", CPU), copy.deepcopy(cell), inputs, make(weights, cell))
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, "take", poisoned)
+            found = run_cell(choose("native", CPU), copy.deepcopy(cell), inputs, make(weights, cell))
+        assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_native_gives_the_same_bits_on_any_number_of_threads():
+    cell = odd_cell(16, 1, "sum", False)
+    inputs = [torch.randn(4, 16, 48, 48, generator=keyed(0, "input", i), dtype=torch.float64) for i in (0, 1)]
+    weights = torch.rand(len(EDGES), len(ODD), generator=keyed(0, "weights"), dtype=torch.float64, requires_grad=True)
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(run_cell(choose("native", CPU), copy.deepcopy(cell), inputs, known(weights, cell)))
+        finally:
+            torch.set_num_threads(1)
+    # Sums over images are kept per image and added in order; only the gradients of weights are added by thread.
+    equal = [name for name in found[0] if not name.startswith("parameter")]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in equal)
+    assert_agree(*found)
+
+
+def test_a_search_by_native_follows_the_loss_of_the_reference(tmp_path):
+    from nas.runs.pipeline import configure
+    from nas.runs.search import BilevelSearch
+    from nas.runs.session import session
+
+    losses = {}
+    for backend in ("reference", "native", "aten"):
+        space = {"name": "darts", "channels": 4, "depth": 3, "nodes": 2}
+        config = configure(
+            space=space,
+            selector="softmax",
+            engine={"backend": backend},
+            search={"batch_size": 8, "warmup": 0.0},
+            tracking={"wandb": "disabled"},
+        )
+        with session(tmp_path / backend, config, "search", quiet=True) as work:
+            search = BilevelSearch(work)
+            search.network.double()
+            search.architecture.double()
+            for batches in (search.train, search.arch):
+                make = batches.batch
+                batches.batch = lambda step, make=make: (make(step)[0].double(), make(step)[1])
+            steps = [search.step(step, 0.5) for step in range(6)]
+            losses[backend] = torch.stack([s[k] for s in steps for k in ("arch_loss", "train_loss")])
+    for backend in ("native", "aten"):
+        # Twelve steps of float64, each amplifying rounding by less than ten.
+        torch.testing.assert_close(losses[backend], losses["reference"], rtol=1e-8, atol=0)
+
+
+def test_bfloat16_is_refused_where_it_would_do_nothing():
+    from nas.runs.configuration import Engine
+
+    for backend in ("reference", "native"):
+        with pytest.raises(ValueError, match="backend aten or auto"):
+            Engine(backend=backend, precision="bfloat16")
+
+
+def test_bfloat16_rounds_the_scores_and_keeps_statistics_in_float32():
+    described = space_of("nas-bench-201")
+    torch.manual_seed(1)
+    network = Network(described, TASK, searching=True)
+    images = torch.randn(4, 3, 8, 8, generator=keyed(0, "images"))
+    selections = select(described, load("nas.selectors", "softmax")(), 0, gradient=False)
+    selections = {n: Selection(s.paths, s.weights.float()) for n, s in selections.items()}
+    scores = []
+    for precision in ("float32", "bfloat16"):
+        network.run = choose("auto", CPU, precision)
+        scores.append(network(images, selections).scores)
+    assert scores[1].dtype == torch.float32
+    # Relative errors of 2^-9 in each factor, through eight cells' batch norms, which keep them relative.
+    torch.testing.assert_close(scores[1], scores[0], rtol=0.1, atol=0.1 * float(scores[0].detach().abs().max()))
+    assert not torch.equal(scores[1], scores[0])

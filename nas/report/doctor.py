@@ -11,7 +11,19 @@ from typing import Any
 
 from nas import registry
 
-PACKAGES = ("numpy", "torchvision", "safetensors", "networkx", "sklearn", "scipy", "wandb", "rich", "pydantic", "yaml")
+PACKAGES = (
+    "numpy",
+    "torchvision",
+    "safetensors",
+    "networkx",
+    "numba",
+    "sklearn",
+    "scipy",
+    "wandb",
+    "rich",
+    "pydantic",
+    "yaml",
+)
 GROUPS = ("nas.selectors", "nas.search_spaces", "nas.datasets")
 
 

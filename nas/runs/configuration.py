@@ -11,7 +11,7 @@ from nas.schedules import Constant, Cosine, Linear, Schedule
 from nas.selectors import Selector
 from nas.selectors.straight_through import StraightThroughGumbelSoftmax
 from nas.space import SearchSpace
-from nas.supernet.backends import Backend
+from nas.supernet.backends import Backend, Precision
 from nas.tracking import Tracking
 
 
@@ -128,9 +128,16 @@ class Engine:
     Attributes:
         backend: `reference` is plain, `aten` is made of stock torch operations, `native` has kernels of its own for
             CPUs, `auto` takes the fastest for the device.
+        precision: `bfloat16` rounds the factors of dense convolutions in cells, by `aten`; pays on processors with
+            matrix units for it.
     """
 
     backend: Backend = "auto"
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.precision == "bfloat16" and self.backend not in ("auto", "aten"):
+            raise ValueError(f"precision bfloat16 needs backend aten or auto, got {self.backend}")
 
 
 def _small_space() -> SearchSpace:

@@ -52,7 +52,7 @@ class Session:
     @cached_property
     def run_cell(self) -> RunCell:
         """The execution of cells that the configuration asks for."""
-        return choose(self.config.engine.backend, self.device)
+        return choose(self.config.engine.backend, self.device, self.config.engine.precision)
 
     @cached_property
     def task(self) -> Task:

@@ -143,7 +143,7 @@ def _obstacle(
         for k in (*selection.paths[e], *(selection.probes[e] if selection.probes else ())):
             operation = candidates[k]
             if isinstance(operation, Opaque) and not isinstance(operation, Sum):
-                return f"it does not know {type(operation.module).__name__} (cell {cell.name!r})"
+                return f"it does not know operation {cell.cell.edges[e].operations[k]!r} (cell {cell.name!r})"
     return None
 
 

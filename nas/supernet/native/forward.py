@@ -173,7 +173,7 @@ class Forward:
                 row.fields["part"] = self.room.temporary.take(self.room.batch * 2 * row.result.padded)
                 row.fields["part_image"] = 2 * row.result.padded * self.room.size
         if rows:
-            table = self.room.tables.add([[row.fields[name] for name in stages.STAGE] for row in rows])
+            table = self.room.tables.add([stages.in_order(row.fields) for row in rows])
             self.room.steps.append(Step(stages.forward, (table,)))
         if not norms:
             return

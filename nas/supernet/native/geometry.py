@@ -61,6 +61,7 @@ class Geometry:
 
     def __init__(self, size: int) -> None:
         self.size, self.kind = size, np.float32 if size == 4 else np.float64
+        self.convolutions: dict[int, tuple[list[list[int]], int]] = {}
         self._taps: dict[tuple[int, int, int], Taps] = {}
         self._fields: dict[tuple[int, ...], dict[str, int]] = {}
         self._work: dict[tuple[int, ...], dict[str, int]] = {}

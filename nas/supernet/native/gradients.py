@@ -212,7 +212,7 @@ class Backward:
             tables.append(fields)
         if packs:
             packs = self._place_partial(tables, packs, partial.used)
-        table = self.tables.add([[fields[name] for name in stages.STAGE] for fields in tables])
+        table = self.tables.add([stages.in_order(fields) for fields in tables])
         self.steps.append(Step(stages.backward, (table, self.tables.add(terms))))
         if packs:
             self.steps.append(Step(unpack, (self.tables.add(packs),), lambda run: (run.threads,)))

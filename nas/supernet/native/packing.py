@@ -14,12 +14,22 @@ class Packing:
         region: Where they lie.
         address: Returns the address of a module's parameter.
         pad: Returns the channels of whole vectors.
+        shapes: What `shape_of` found for the cell's convolutions, kept from program to program.
+
+    Attributes:
+        transpose: Whether the transposes that a backward needs are packed too.
     """
 
     def __init__(
-        self, region: Region, address: Callable[[nn.Module, str], int], pad: Callable[[int], int], transpose: bool
+        self,
+        region: Region,
+        address: Callable[[nn.Module, str], int],
+        pad: Callable[[int], int],
+        shapes: dict[int, tuple[list[list[int]], int]],
+        *,
+        transpose: bool,
     ) -> None:
-        self.region, self.address, self.pad, self.transpose = region, address, pad, transpose
+        self.region, self.address, self.pad, self.shapes, self.transpose = region, address, pad, shapes, transpose
         self.rows: dict[int, list[list[int]]] = {}
         self.places: dict[int, tuple[int, int, int]] = {}
 
@@ -32,20 +42,16 @@ class Packing:
         """
         key = id(convs[0])
         if key not in self.rows:
-            taps = sum(conv.kernel_size[0] ** 2 for conv in convs)
-            inner = 1 if depthwise else self.pad(convs[0].in_channels)
-            outer = self.pad(sum(conv.out_channels for conv in convs))
-            numbers = taps * inner * outer
+            if key not in self.shapes:
+                self.shapes[key] = shape_of(convs, self.pad, depthwise)
+            shapes, numbers = self.shapes[key]
             address = self.region.take(numbers)
             transposed = self.region.take(numbers) if self.transpose and not depthwise else 0
-            self.places[key], self.rows[key] = (address, transposed, numbers), []
-            output = tap = 0
-            for conv in convs:
-                o, i, h, w = conv.weight.shape
-                strides = [i * h * w, h * w, w, 1]
-                row = [self.address(conv, "weight"), *strides, o, i, h, w, inner, outer, output, tap]
-                self.rows[key].append([*row, address, transposed, int(depthwise)])
-                output, tap = output + o, tap + h * w
+            self.places[key] = (address, transposed, numbers)
+            self.rows[key] = [
+                [self.address(conv, "weight"), *shape, address, transposed, int(depthwise)]
+                for conv, shape in zip(convs, shapes, strict=True)
+            ]
         return self.places[key][:2]
 
     def of(self, conv: nn.Conv2d) -> list[list[int]]:
@@ -65,3 +71,15 @@ class Packing:
         rows = self.rows[key]
         _, inputs, _, _, inner, outer = rows[0][5:11]
         return len(rows) > 1 or inputs != inner or rows[0][5] != outer
+
+
+def shape_of(convs: Sequence[nn.Conv2d], pad: Callable[[int], int], depthwise: bool) -> tuple[list[list[int]], int]:
+    """Returns entries 1 to 12 of the rows of `coefficients.pack`, and the numbers of a packed weight."""
+    inner = 1 if depthwise else pad(convs[0].in_channels)
+    outer = pad(sum(conv.out_channels for conv in convs))
+    rows, output, tap = [], 0, 0
+    for conv in convs:
+        o, i, h, w = conv.weight.shape
+        rows.append([i * h * w, h * w, w, 1, o, i, h, w, inner, outer, output, tap])
+        output, tap = output + o, tap + h * w
+    return rows, tap * inner * outer

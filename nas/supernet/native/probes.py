@@ -31,6 +31,7 @@ def probe(
             reader.uses += [Use(e, k, forward.plan.candidates[e][k], shadow) for k in candidates]
     if not reader.uses:
         return
+    forward.room.packing.transpose = False
     mark, position, known = region.used, len(forward.room.steps), set(forward.room.packing.rows)
     forward.run_uses(reader, probing=True, region=region)
     forward.room.pack(position, known)

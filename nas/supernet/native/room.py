@@ -37,7 +37,7 @@ class Room:
         self.steps: list[Step] = []
         self.tensors: list[tuple[nn.Module, str]] = []
         self.modes = dict(zip(map(id, norms), signature.training, strict=True))
-        self.packing = Packing(self.saved, self.base, self.pad, signature.gradient)
+        self.packing = Packing(self.saved, self.base, self.pad, geometry.convolutions, transpose=signature.gradient)
         self._bases: dict[tuple[int, str], int] = {}
 
     def close(self) -> None:
@@ -51,12 +51,14 @@ class Room:
     def base(self, module: nn.Module, name: str) -> int:
         """Returns the address of a module's parameter or buffer; 0 if it has none of that name."""
         key = (id(module), name)
-        if key not in self._bases:
-            if getattr(module, name) is None:
-                return 0
-            self._bases[key] = FIRST + 2 * self.inputs + len(self.tensors)
-            self.tensors.append((module, name))  # the tensor itself may be replaced
-        return self._bases[key] << SHIFT
+        found = self._bases.get(key)
+        if found is None:
+            found = 0
+            if getattr(module, name) is not None:
+                found = (FIRST + 2 * self.inputs + len(self.tensors)) << SHIFT
+                self.tensors.append((module, name))  # the tensor itself may be replaced
+            self._bases[key] = found
+        return found
 
     def state(self, channels: int, height: int, width: int, region: Region) -> State:
         """Returns room for images."""

@@ -4,6 +4,8 @@ A row is int64: sizes in numbers or pixels, and addresses. `start` and `stop` ar
 bytes from the first thread's memory to its own.
 """
 
+from operator import itemgetter
+
 import numpy as np
 
 from nas.supernet.native.compilation import compiled
@@ -41,6 +43,9 @@ TERM = ("g", "g_image", "coefficients", "factor")
     OUT, OUT_IMAGE, KEEP, OUT_PART, OUT_PART_IMAGE, MEAN,
     WORK_X, WORK_Y, WORK_Z, WORK_DY, WORK_DX,
 ) = range(len(STAGE))  # fmt: skip
+in_order = itemgetter(*STAGE)
+"""Returns a row of the fields of a stage."""
+
 T_G, T_G_IMAGE, T_COEFFICIENTS, T_FACTOR = range(len(TERM))
 
 
