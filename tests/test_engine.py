@@ -318,6 +318,17 @@ def test_what_native_does_not_know_it_leaves_to_aten_and_says_so_once(caplog):
     assert "biased" in said[0]
 
 
+def test_without_numba_aten_runs_and_it_is_said(monkeypatch, caplog):
+    import sys
+
+    from nas.supernet import aten
+
+    monkeypatch.setitem(sys.modules, "nas.supernet.native", None)
+    monkeypatch.delattr("nas.supernet.native", raising=False)
+    assert choose("native", CPU) is aten.run_cell
+    assert "not available" in caplog.text
+
+
 def test_a_second_backward_through_native_is_refused():
     cell = odd_cell(3, 1, "sum", True)
     inputs = [torch.randn(2, 6, 5, 5, dtype=torch.float64) for _ in range(2)]

@@ -1,7 +1,8 @@
 """Ways to run a cell: the same results from each, at different speeds."""
 
+import logging
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from nas.supernet import reference
 from nas.supernet.cell import MixedCell
 from nas.supernet.network import RunCell
 
+logger = logging.getLogger(__name__)
+
 Backend = Literal["auto", "reference", "aten", "native"]
 Precision = Literal["float32", "bfloat16"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
 
 
 def choose(backend: str, device: torch.device, precision: str = "float32") -> RunCell:
@@ -32,8 +34,11 @@ def choose(backend: str, device: torch.device, precision: str = "float32") -> Ru
         from nas.supernet import aten
 
         return _in_bfloat16 if precision == "bfloat16" else aten.run_cell
-    from nas.supernet import native
-
+    try:
+        from nas.supernet import native
+    except ImportError as error:  # numba has no build for every platform
+        logger.warning("engine.backend=native is not available (%s); aten runs instead", error)
+        return choose("aten", device)
     return native.run_cell
 
 

@@ -1,6 +1,7 @@
 """`run_cell` of the native engine: one autograd function per cell, over a program made for the decision at hand."""
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import nas.supernet.native.compilation as compilation
 import nas.supernet.native.memory as memory
 from nas.selection import Selection
 from nas.supernet import aten
@@ -47,11 +49,13 @@ def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) ->
         known = _cells[cell] = _Known(cell)
     parameters = [owner[name] for owner, name in known.parameters]
     if reason := _obstacle(cell, known.plan, inputs, selection, parameters):
-        _say_once(reason)
+        _say_once(f"engine.backend=native leaves a cell to aten: {reason}")
         return aten.run_cell(cell, inputs, selection)
     signature = _signature(cell, known, inputs, selection, parameters)
     program = known.programs.get(signature)
     if program is None:
+        if not os.path.isdir(compilation.FOLDER):
+            _say_once("compiling kernels for this machine, once, for about half a minute")
         geometry = known.geometry.setdefault(signature.size, Geometry(signature.size))
         program = Program(cell, signature, parameters, known.norms, geometry)
         if len(known.programs) >= PROGRAMS:
@@ -148,8 +152,8 @@ def _obstacle(
 
 
 @cache
-def _say_once(reason: str) -> None:
-    logger.warning("engine.backend=native leaves a cell to aten: %s", reason)
+def _say_once(message: str) -> None:
+    logger.warning(message)
 
 
 class _Cell(torch.autograd.Function):

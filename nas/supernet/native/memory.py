@@ -44,9 +44,3 @@ def give(buffer: Tensor) -> None:
 def held() -> int:
     """Returns the bytes that are kept for backwards that have not run yet."""
     return sum(_held.values())
-
-
-def clear() -> None:
-    """Returns all unused memory to the system."""
-    with _lock:
-        _free.clear()
