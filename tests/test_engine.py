@@ -89,7 +89,7 @@ def test_a_backend_agrees_with_the_reference_in_both_steps(backend, space, selec
     torch.manual_seed(1)
     plain = Network(described, TASK, searching=True).double()
     fast = copy.deepcopy(plain)
-    fast.run = choose(backend, CPU)
+    fast.run, fast.fast = choose(backend, CPU), True
     images = torch.randn(3, 3, TASK.height, TASK.width, generator=keyed(0, "images"), dtype=torch.float64)
     for seed, logits in ((0, False), (1, chosen.learns), (2, False)):
         selections = select(described, chosen, seed, gradient=logits)
@@ -114,7 +114,7 @@ def test_a_backend_agrees_on_a_derived_network_with_drop_path(backend, space):
     for cell in plain.mixed_cells:
         cell.drop_path = 0.3
     fast = copy.deepcopy(plain)
-    fast.run = choose(backend, CPU)
+    fast.run, fast.fast = choose(backend, CPU), True
     images = torch.randn(5, 3, TASK.height, TASK.width, generator=keyed(0, "images"), dtype=torch.float64)
     for training in (True, False):
         both = [
@@ -128,7 +128,7 @@ def test_a_backend_agrees_on_a_derived_network_with_drop_path(backend, space):
 def test_state_dicts_are_interchangeable(backend):
     described = space_of("darts")
     plain = Network(described, TASK, searching=True)
-    fast = Network(described, TASK, searching=True, run=choose(backend, CPU))
+    fast = Network(described, TASK, searching=True, run=choose(backend, CPU), fast=True)
     assert fast.load_state_dict(plain.state_dict()) == plain.load_state_dict(fast.state_dict())
 
 
@@ -339,6 +339,26 @@ def test_a_second_backward_through_native_is_refused():
         y.backward()
 
 
+def test_native_counts_what_it_holds_until_the_backward_or_until_the_graph_is_dropped():
+    from nas.supernet import native
+
+    cell = odd_cell(3, 1, "sum", True)
+    inputs = [torch.randn(2, 6, 5, 5, dtype=torch.float64) for _ in range(2)]
+    weights = torch.rand(len(EDGES), len(ODD), dtype=torch.float64, requires_grad=True)
+    before = native.held()
+    y = choose("native", CPU)(cell, inputs, known(weights, cell))
+    assert native.held() > before + y.numel() * 8
+    y.sum().backward()
+    assert native.held() == before
+    z = choose("native", CPU)(cell, inputs, known(weights, cell))
+    assert native.held() > before
+    del z
+    assert native.held() == before
+    with torch.no_grad():
+        choose("native", CPU)(cell, inputs, known(weights, cell))
+    assert native.held() == before
+
+
 def test_native_reads_no_memory_that_it_has_not_written(monkeypatch):
     from nas.supernet.native import memory
 
@@ -420,7 +440,7 @@ def test_bfloat16_rounds_the_scores_and_keeps_statistics_in_float32():
     selections = {n: Selection(s.paths, s.weights.float()) for n, s in selections.items()}
     scores = []
     for precision in ("float32", "bfloat16"):
-        network.run = choose("auto", CPU, precision)
+        network.run, network.fast = choose("auto", CPU, precision), True
         scores.append(network(images, selections).scores)
     assert scores[1].dtype == torch.float32
     # Relative errors of 2^-9 in each factor, through eight cells' batch norms, which keep them relative.

@@ -67,7 +67,7 @@ class Retraining(Training):
         seed_global(self.seed, "initialise", *self.key)
         space = config.space.fix(genotype)
         auxiliary = settings.auxiliary_weight > 0
-        network = Network(space, session.task, searching=False, auxiliary=auxiliary, run=session.run_cell)
+        network = Network(space, session.task, searching=False, auxiliary=auxiliary, **session.execution)
         self.network = network.to(session.device).train()
         self.weights = settings.optimizer.build(self.network.parameters())
         self.modules, self.optimizers = {"network": self.network}, {"weights": self.weights}

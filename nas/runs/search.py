@@ -133,7 +133,7 @@ def build(session: Session) -> tuple[Network, Architecture, nn.Module | None]:
     config = session.config
     config.space.check()
     seed_global(config.seed, "initialise", "search")
-    network = Network(config.space, session.task, searching=True, run=session.run_cell).to(session.device).train()
+    network = Network(config.space, session.task, searching=True, **session.execution).to(session.device).train()
     return network, Architecture(config.space, config.seed), config.selector.memory()
 
 

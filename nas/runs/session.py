@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,6 @@ from nas.runs.evaluation import Evaluator
 from nas.space import Task
 from nas.status import Status, lock
 from nas.supernet.backends import choose
-from nas.supernet.network import RunCell
 from nas.tracking import Tracker
 
 
@@ -50,9 +50,11 @@ class Session:
         return choose_device(self.config.device)
 
     @cached_property
-    def run_cell(self) -> RunCell:
-        """The execution of cells that the configuration asks for."""
-        return choose(self.config.engine.backend, self.device, self.config.engine.precision)
+    def execution(self) -> dict[str, Any]:
+        """How the configuration asks for networks to be run: further arguments of `Network`."""
+        engine = self.config.engine
+        run = choose(engine.backend, self.device, engine.precision)
+        return {"run": run, "fast": engine.backend != "reference"}
 
     @cached_property
     def task(self) -> Task:

@@ -42,6 +42,7 @@ class Network(nn.Module):
         searching: Whether operations take the supernet's form.
         auxiliary: Whether to build the space's auxiliary classifiers.
         run: The execution of a cell.
+        fast: Whether images are made channels-last, and `run` also runs the layers between cells that are understood.
 
     Raises:
         ConfigError: The space names unknown operations or cells, or its cells are no acyclic graphs.
@@ -55,9 +56,10 @@ class Network(nn.Module):
         searching: bool,
         auxiliary: bool = False,
         run: RunCell = run_cell,
+        fast: bool = False,
     ) -> None:
         super().__init__()
-        self.run = run
+        self.run, self.fast = run, fast
         self.layers = nn.ModuleDict()
         self.auxiliary = nn.ModuleDict()
         cells = space.cells
@@ -74,7 +76,7 @@ class Network(nn.Module):
             else:
                 self.layers[str(index)] = layer
         plain = {index: layer for index, layer in self.layers.items() if not isinstance(layer, MixedCell)}
-        # For the faster executions; in a plain mapping, since the modules in them are this network's already.
+        # In a plain mapping, since the modules in them are this network's already.
         self.blocks = {index: cell for index, layer in plain.items() if (cell := block(layer))}
 
     def forward(self, images: Tensor, selections: Selections | None = None) -> Output:
@@ -85,8 +87,7 @@ class Network(nn.Module):
             selections: One decision per cell; None for a network with one candidate per edge.
         """
         selections = self.single if selections is None else selections
-        fast = self.run is not run_cell
-        if fast:  # channels-last, and with the layers between cells that they understand
+        if self.fast:
             images = images.contiguous(memory_format=torch.channels_last)
         history: list[Tensor] = [images]
         heads: list[Tensor] = []
@@ -97,7 +98,7 @@ class Network(nn.Module):
             layer = self.layers[index]
             if isinstance(layer, MixedCell):
                 history.append(self.run(layer, history[-layer.cell.inputs :], selections[layer.name]))
-            elif fast and index in self.blocks:
+            elif self.fast and index in self.blocks:
                 history.append(self.run(self.blocks[index], history[-1:], WHOLE))
             else:
                 history.append(layer(history[-1]))

@@ -68,7 +68,7 @@ def bench(
         rounds = SearchRounds(work) if genotype is None else RetrainingRounds(work, genotype)
         _run(rounds, work, pairs)
         found, clock = _times(rounds), rounds.clock
-        execution = work.run_cell.__module__
+        execution = work.execution["run"].__module__
         saved = rounds.saved() if memory else {}
         del rounds  # the next processes may need the memory
         resident, notes = _resident(work, genotype) if memory else ({}, [])

@@ -2,6 +2,7 @@
 
 import threading
 from bisect import bisect_left
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ SPARE = 1.25
 """How many times too large memory that is kept for a backward may be."""
 
 _free: list[Tensor] = []
-_held: dict[int, int] = {}
+_held: dict[int, ReferenceType[Tensor]] = {}
 _lock = threading.Lock()
 
 
@@ -30,7 +31,7 @@ def take(size: int, *, kept: bool = False) -> Tensor:
                 del _free[place - 1]
             buffer = torch.empty(max(size, 64), dtype=torch.uint8)
         if kept:
-            _held[buffer.data_ptr()] = buffer.numel()
+            _held[buffer.data_ptr()] = ref(buffer)  # a graph may be dropped without a backward
     return buffer
 
 
@@ -43,4 +44,4 @@ def give(buffer: Tensor) -> None:
 
 def held() -> int:
     """Returns the bytes that are kept for backwards that have not run yet."""
-    return sum(_held.values())
+    return sum(buffer.numel() for found in [*_held.values()] if (buffer := found()) is not None)
