@@ -25,3 +25,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     finally:
         config.CACHE_DIR = before
     return kernel
+
+
+def is_compiled() -> bool:
+    """Returns whether the cache holds compiled kernels of this version."""
+    return next(Path(FOLDER).rglob("*.nbc"), None) is not None

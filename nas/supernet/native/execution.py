@@ -1,7 +1,6 @@
 """`run_cell` of the native engine: one autograd function per cell, over a program made for the decision at hand."""
 
 import logging
-import os
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -11,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import nas.supernet.native.compilation as compilation
 import nas.supernet.native.memory as memory
 from nas.selection import Selection
 from nas.supernet import aten
 from nas.supernet.cell import MixedCell
+from nas.supernet.native.compilation import is_compiled
 from nas.supernet.native.geometry import Geometry
 from nas.supernet.native.kernels import BLOCK
 from nas.supernet.native.layout import (
@@ -54,7 +53,7 @@ def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) ->
     signature = _signature(cell, known, inputs, selection, parameters)
     program = known.programs.get(signature)
     if program is None:
-        if not os.path.isdir(compilation.FOLDER):
+        if not known.programs and not is_compiled():
             _say_once("compiling kernels for this machine, once, for about half a minute")
         geometry = known.geometry.setdefault(signature.size, Geometry(signature.size))
         program = Program(cell, signature, parameters, known.norms, geometry)
