@@ -145,5 +145,9 @@ def drop_path(x: Tensor, probability: float) -> Tensor:
 
     Source: Larsson et al., 2017, arXiv:1605.07648.
     """
-    keep = 1.0 - probability
-    return x / keep * torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep)
+    return x / (1.0 - probability) * kept(x, probability)
+
+
+def kept(x: Tensor, probability: float) -> Tensor:
+    """Draws which samples `drop_path` keeps, ones and zeros (B, 1, 1, 1), from torch's global generator."""
+    return torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1.0 - probability)

@@ -311,7 +311,7 @@ def test_a_backend_that_holds_buffers_of_its_own_is_counted(work, monkeypatch):
     from nas.supernet import native
 
     subject = search_subject(work())
-    monkeypatch.setattr(native, "held", lambda: 0, raising=False)
+    monkeypatch.setattr(native, "held", lambda: 0)
     without = memory.saved_activations(subject)
     monkeypatch.setattr(native, "held", lambda: 1000)
     assert memory.saved_activations(subject)["weight_step"] == without["weight_step"] + 1000

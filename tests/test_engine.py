@@ -359,6 +359,22 @@ def test_native_counts_what_it_holds_until_the_backward_or_until_the_graph_is_dr
     assert native.held() == before
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda s: nn.Sequential(nn.Conv2d(s.channels + 1, s.channels, 1, bias=False)),
+        lambda s: nn.Sequential(nn.Conv2d(s.channels, s.channels + 1, 1, bias=False)),
+        lambda s: nn.Sequential(nn.Conv2d(s.channels, s.channels, 3, bias=False)),
+        lambda s: nn.Sequential(nn.Conv2d(s.channels, s.channels, 1, bias=False), nn.BatchNorm2d(s.channels + 1)),
+    ],
+    ids=["reads too many channels", "gives too many channels", "gives too few pixels", "normalises too many channels"],
+)
+def test_a_candidate_of_the_wrong_shape_is_refused_and_not_read_beyond_its_end(wrong):
+    cell = MixedCell(Cell((Edge(0, 1, ("wrong",)),), (1,)), CellSlot("cell", 3), {"wrong": wrong}, searching=True)
+    with pytest.raises(RuntimeError, match="channels reads|a candidate gives"):
+        choose("native", CPU)(cell, [torch.randn(2, 3, 5, 5)], Selection(((0,),)))
+
+
 def test_native_reads_no_memory_that_it_has_not_written(monkeypatch):
     from nas.supernet.native import memory
 

@@ -18,9 +18,6 @@ Selections = Mapping[str, Selection]
 
 RunCell = Callable[[MixedCell, Sequence[Tensor], Selection], Tensor]
 
-WHOLE = Selection(((0,),))
-"""What a layer does that is run as a cell."""
-
 
 class Output(NamedTuple):
     """Class scores (B, classes), and those of the auxiliary classifiers while training."""
@@ -99,7 +96,8 @@ class Network(nn.Module):
             if isinstance(layer, MixedCell):
                 history.append(self.run(layer, history[-layer.cell.inputs :], selections[layer.name]))
             elif self.fast and index in self.blocks:
-                history.append(self.run(self.blocks[index], history[-1:], WHOLE))
+                whole = self.blocks[index]
+                history.append(self.run(whole, history[-1:], Selection.everything(whole.cell)))
             else:
                 history.append(layer(history[-1]))
             del history[: -self.reach]

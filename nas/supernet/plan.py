@@ -195,7 +195,7 @@ def _stages(parts: Sequence[nn.Module]) -> tuple[Stage, ...]:
         dense = _take(left, depthwise=False)
         if depthwise and dense and not (dense.kernel_size == dense.stride == (1, 1) and dense.padding == (0, 0)):
             return ()
-        if not (depthwise or dense):
+        if not (depthwise or dense) or (depthwise and dense and dense.in_channels != depthwise.out_channels):
             return ()
         norm = left.pop(0) if left and _plain_norm(left[0]) else None
         assert norm is None or isinstance(norm, nn.BatchNorm2d)

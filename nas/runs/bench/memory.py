@@ -63,7 +63,7 @@ def _saved(subject: Subject, step: Callable[[int], object]) -> int:
 
 def _held_by_native() -> int:
     native = sys.modules.get("nas.supernet.native")
-    return int(native.held()) if native and hasattr(native, "held") else 0
+    return int(native.held()) if native else 0
 
 
 def step_memory(config: Config, genotype: Genotype | None) -> tuple[dict[str, int] | None, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.ops import zeros
+from nas.ops import kept, zeros
 from nas.selection import Selection
 from nas.supernet.aten.node import LAST, Node
 from nas.supernet.aten.probes import Shared, pool_key, pool_of, probe
@@ -23,17 +23,7 @@ from nas.supernet.plan import Candidate, Chain, Identity, Nothing, Opaque, Pool,
 
 
 def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) -> Tensor:
-    """Runs one cell under one decision, as `reference.run_cell` does.
-
-    Args:
-        cell: The parameters.
-        inputs: Outputs of the layers before, each (B, C', H, W); the latest is last.
-        selection: What every edge does.
-
-    Returns:
-        (B, channels * outputs, H, W) for concatenated outputs, (B, channels, H, W) for their sum; channels-last, and
-        in full precision under autocast.
-    """
+    """Runs one cell under one decision, as `reference.run_cell` does; channels-last, in float32 under autocast."""
     run = _Run(cell, selection, inputs[0].device.type)
     for i, x in enumerate(inputs):
         run.read_input(i, x)
@@ -105,10 +95,9 @@ class _Run:
             for k in selection.paths[e]:
                 term = self._add(total, self.plan.candidates[e][k], source, self.states[source], (e, k))
                 if self.dropping and not isinstance(self.cell.candidates[e][k], nn.Identity):
-                    x, keep = self.states[0], 1.0 - self.cell.drop_path
-                    mask = torch.empty(x.shape[0], 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(keep)
+                    mask = kept(self.states[0], self.cell.drop_path)
                     if term is not None:
-                        term.keep = mask.div_(keep)
+                        term.keep = mask.div_(1.0 - self.cell.drop_path)
         if not total.terms:
             blank = zeros(self.states[0], self.cell.channels, self.cell.stride).contiguous(memory_format=LAST)
             if not edges or (selection.weights is None and selection.offset is None):

@@ -9,29 +9,12 @@ from nas.supernet.native.compilation import compiled
 from nas.supernet.native.kernels import INT
 from nas.supernet.native.vectors import cast, get, put
 
-NORM = [
-    "part",
-    "part_image",
-    "pixels",
-    "channels",
-    "padded",
-    "gamma",
-    "beta",
-    "running_mean",
-    "running_variance",
-    "tracked",
-    "mean",
-    "inverse",
-    "out",
-]
 N_PART, N_PART_IMAGE, N_PIXELS, N_CHANNELS, N_PADDED, N_GAMMA, N_BETA, N_MEAN, N_VARIANCE, N_TRACKED = range(10)
 N_OUT_MEAN, N_OUT_INVERSE, N_OUT = range(10, 13)
 """part: sums per image, 0 without a norm or with running statistics. running_*: 0 where they are not read or kept.
 tracked: address of num_batches_tracked, 0 if the statistics stay untouched. mean, inverse: where they are kept, 0
 without a norm. out: where a and b go."""
 
-FINISH = "part part_image padded channels mean inverse gamma beta pixels factor batch out gamma_gradient beta_gradient "
-FINISH_FIELDS = (FINISH + "value constant").split()
 (
     F_PART, F_PART_IMAGE, F_PADDED, F_CHANNELS, F_MEAN, F_INVERSE, F_GAMMA, F_BETA, F_PIXELS, F_FACTOR, F_BATCH, F_OUT,
     F_GAMMA_GRADIENT, F_BETA_GRADIENT, F_VALUE, F_CONSTANT,

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import nas.supernet.native.memory as memory
+from nas.ops import kept
 from nas.selection import Selection
 from nas.supernet import aten
 from nas.supernet.cell import MixedCell
 from nas.supernet.native.compilation import is_compiled
 from nas.supernet.native.geometry import Geometry
-from nas.supernet.native.kernels import BLOCK
+from nas.supernet.native.kernels import unit
 from nas.supernet.native.layout import (
     FACTORS,
     FIRST,
@@ -29,7 +30,6 @@ from nas.supernet.native.layout import (
 )
 from nas.supernet.native.program import Program
 from nas.supernet.native.records import Signature
-from nas.supernet.native.vectors import BYTES
 from nas.supernet.plan import Chain, Identity, Opaque, Plan, Sum, plan
 
 SHARED = 2**17
@@ -54,7 +54,7 @@ def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) ->
     program = known.programs.get(signature)
     if program is None:
         if not known.programs and not is_compiled():
-            _say_once("compiling kernels for this machine, once, for about half a minute")
+            _say_once("compiling kernels for this machine, once, for up to half a minute")
         geometry = known.geometry.setdefault(signature.size, Geometry(signature.size))
         program = Program(cell, signature, parameters, known.norms, geometry)
         if len(known.programs) >= PROGRAMS:
@@ -107,7 +107,6 @@ def _signature(
             (n.training or n.running_mean is None, n.training and n.track_running_stats and n.running_mean is not None)
             for n in known.norms
         ),
-        gradient=values or any(reads) or any(wanted),
         wanted=wanted,
         inputs=reads,
         values=values,
@@ -119,14 +118,13 @@ def _signature(
 
 def _is_direct(x: Tensor, size: int) -> bool:
     """Returns whether kernels can read a tensor where it is."""
-    return x.shape[1] % max(BYTES // size, BLOCK) == 0 and x.is_contiguous(memory_format=torch.channels_last)
+    return x.shape[1] % unit(size) == 0 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _factors(program: Program, probability: float, x: Tensor) -> Tensor | None:
     """Draws, for every candidate that may be dropped, what scales each sample, as the reference does."""
-    shape, keep = (x.shape[0], 1, 1, 1), 1.0 - probability
-    drawn = [torch.empty(shape, dtype=x.dtype).bernoulli_(keep) for _ in range(program.factor_count)]
-    return torch.stack(drawn) / keep if drawn else None
+    drawn = [kept(x, probability) for _ in range(program.factor_count)]
+    return torch.stack(drawn) / (1.0 - probability) if drawn else None
 
 
 def _obstacle(

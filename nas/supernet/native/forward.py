@@ -211,6 +211,8 @@ class Forward:
         weight = use.edge * self.columns + use.candidate if use.edge >= 0 else -1
         number = self.factors.get((use.edge, use.candidate)) if use.edge >= 0 else None
         factor = 0 if number is None else (FACTORS << SHIFT) + number * self.room.batch * self.room.size
+        if z.shape != use.target.shape:
+            raise RuntimeError(f"cell {self.cell.name!r}: a candidate gives {z.shape}, its node has {use.target.shape}")
         term = Term(use.target, z, self.room.norm(module, z, weight), use.edge, factor, row)
         if row is not None:
             row.terms.append(term)
@@ -231,6 +233,9 @@ class Forward:
         return Term(state, None, norm, edge, 0, None)
 
     def _stage(self, stage: Stage, source: State, previous: Row | None, region: Region) -> Row:
+        reads = (stage.depthwise or stage.dense[0]).in_channels
+        if reads != source.channels:
+            raise RuntimeError(f"cell {self.cell.name!r}: a convolution of {reads} channels reads {source.channels}")
         taps = self.room.geometry.taps(stage, source.height, source.width)
         result = self.room.state(channels_of(stage), taps.out_height, taps.out_width, region)
         fields = dict.fromkeys(stages.STAGE, 0)

@@ -12,8 +12,15 @@ from nas.supernet.native.vectors import BYTES, fma, get, lanes, load, splat, sto
 
 INT = np.int64(0)
 BLOCK = 8
+"""Results that stay in registers at once."""
+
 TAPS = 9
 """Taps of a depthwise weight gradient that are summed in registers at once."""
+
+
+def unit(size: int) -> int:
+    """Returns of what number the padded channels are a multiple: whole vectors, and whole blocks; size in bytes."""
+    return max(BYTES // size, BLOCK)
 
 
 @compiled

@@ -24,7 +24,6 @@ class Signature:
         direct: For each input, whether it lies in memory as the kernels want it.
         size: Bytes of a number.
         training: Of every batch norm, whether it uses batch statistics, and whether it updates its running ones.
-        gradient: Whether any gradient is wanted.
         wanted: Of every parameter, whether its gradient is wanted.
         inputs: Of every input, whether its gradient is wanted.
         values: Whether the weights' gradient is wanted.
@@ -39,13 +38,17 @@ class Signature:
     direct: tuple[bool, ...]
     size: int
     training: tuple[tuple[bool, bool], ...]
-    gradient: bool
     wanted: tuple[bool, ...]
     inputs: tuple[bool, ...]
     values: bool
     offset: bool
     factors: bool
     threads: int
+
+    @property
+    def gradient(self) -> bool:
+        """Whether any gradient is wanted."""
+        return self.values or any(self.inputs) or any(self.wanted)
 
 
 @dataclass(eq=False)
@@ -64,6 +67,11 @@ class State:
     passing: list["Term"] = field(default_factory=list)
     levels: list[list["Row"]] = field(default_factory=list)
     wanted: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.channels, self.height, self.width
 
     @property
     def pixels(self) -> int:

@@ -7,11 +7,10 @@ from torch import nn
 import nas.supernet.native.nodes as nodes
 from nas.supernet.native.coefficients import pack
 from nas.supernet.native.geometry import Geometry
-from nas.supernet.native.kernels import BLOCK
+from nas.supernet.native.kernels import unit
 from nas.supernet.native.layout import FIRST, SAVED, SHIFT, TEMPORARY, Region, Tables
 from nas.supernet.native.packing import Packing
 from nas.supernet.native.records import Norm, Signature, State, Step, once
-from nas.supernet.native.vectors import BYTES
 
 
 class Room:
@@ -31,7 +30,7 @@ class Room:
 
     def __init__(self, signature: Signature, norms: Sequence[nn.BatchNorm2d], geometry: Geometry) -> None:
         self.batch, self.size, self.inputs = signature.shapes[0][0], signature.size, len(signature.shapes)
-        self.unit = max(BYTES // self.size, BLOCK)
+        self.unit = unit(self.size)
         self.saved, self.temporary = Region(SAVED, self.size), Region(TEMPORARY, self.size)
         self.geometry, self.tables = geometry, Tables()
         self.steps: list[Step] = []
@@ -72,6 +71,8 @@ class Room:
         if batch and self.batch * z.pixels == 1:
             size = [self.batch, z.channels, z.height, z.width]
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
+        if module is not None and module.num_features != z.channels:
+            raise RuntimeError(f"a batch norm of {module.num_features} channels reads {z.channels}")
         mean, inverse = (self.saved.take(z.padded), self.saved.take(z.padded)) if module is not None else (0, 0)
         out = self.saved.take(2 * z.padded)
         return Norm(module, z.channels, z.padded, z.pixels, mean, inverse, out, batch, weight)
