@@ -371,7 +371,7 @@ def test_native_counts_what_it_holds_until_the_backward_or_until_the_graph_is_dr
 )
 def test_a_candidate_of_the_wrong_shape_is_refused_and_not_read_beyond_its_end(wrong):
     cell = MixedCell(Cell((Edge(0, 1, ("wrong",)),), (1,)), CellSlot("cell", 3), {"wrong": wrong}, searching=True)
-    with pytest.raises(RuntimeError, match="channels reads|a candidate gives"):
+    with pytest.raises(RuntimeError, match=r"channels reads|a candidate gives"):
         choose("native", CPU)(cell, [torch.randn(2, 3, 5, 5)], Selection(((0,),)))
 
 
