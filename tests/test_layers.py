@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     "errors estimators schedules randomness registry config yaml_guard",
-    "selection genotype space ops",
+    "selection genotype space subspace ops",
     "selectors supernet architecture derivation",
     "data files checkpoint optimizer_state tracking status progress benchmarks",
     "runs report",
@@ -29,6 +29,7 @@ OWNERS = {
     "networkx": {"space", "genotype"},
     "torchvision": {"data"},
     "sklearn": {"data"},
+    "scipy": {"estimators", "runs"},
     "wandb": {"tracking"},
 }
 """Third-party packages that only some parts of `nas` may import."""

@@ -7,6 +7,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
+MASKED = -1e30
+"""Stands for -inf where infinity times zero would arise; float32 holds it, divided by any sensible temperature too."""
+
 
 def centred(logits: Tensor) -> Tensor:
     """Returns logits minus their largest, (..., K), in float32 or more; a masked candidate stays -inf.
@@ -39,3 +42,27 @@ def gumbel_noise(like: Tensor, generator: Generator | None = None) -> Tensor:
 def gumbel_max(logits: Tensor, generator: Generator | None = None) -> Tensor:
     """Returns exact one-hot samples of softmax(logits), (..., K); a logit of -inf is never drawn."""
     return one_hot_argmax(centred(logits) + gumbel_noise(logits, generator)).to(logits.dtype)
+
+
+def conditional_gumbel(logits: Tensor, winner: Tensor, generator: Generator | None = None) -> Tensor:
+    """Returns centred(logits) + G drawn from its law given which candidate is the largest.
+
+    Differentiable in the logits as logits + G is: what `centred` takes off counts as a constant.
+
+    Args:
+        logits: (..., K); a masked candidate's value is -inf.
+        winner: (..., K), one-hot; its shape may have more leading dimensions, for several draws.
+
+    Source: Maddison et al., 2014, arXiv:1411.0030; Tucker et al., 2017, arXiv:1703.07370, appendix.
+    """
+    table, live = finite(centred(logits).expand(winner.shape)), torch.isfinite(logits)
+    noise = -gumbel_noise(table, generator)  # log of Exp(1)
+    of_winner = (noise * winner).sum(-1, keepdim=True)
+    top = table.logsumexp(-1, keepdim=True) - of_winner
+    others = -torch.logaddexp(noise - table, -top)
+    return torch.where(winner != 0, top, others).masked_fill(~live, -torch.inf)
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Returns logits with a large negative number for -inf: the same softmax, and products with 0 that are 0."""
+    return logits.masked_fill(logits == -torch.inf, MASKED)

@@ -20,9 +20,14 @@ def gumbel_softmax(logits: Tensor, temperature: float, generator: Generator | No
     Raises:
         ValueError: The temperature is not positive, or a row of logits is not valid (see `centred`).
     """
+    require_temperature(temperature)
+    return ((centred(logits) + gumbel_noise(logits, generator)) / temperature).softmax(-1)
+
+
+def require_temperature(temperature: float) -> None:
+    """Raises ValueError unless a temperature is positive."""
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    return ((centred(logits) + gumbel_noise(logits, generator)) / temperature).softmax(-1)
 
 
 def entropy(probabilities: Tensor) -> Tensor:
