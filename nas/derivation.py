@@ -36,7 +36,7 @@ class Derivation(ABC):
 
         Args:
             space: The search space.
-            probabilities: (E, K) by cell name.
+            probabilities: (E, K) by cell name; an edge whose row is 0 is left out.
             score: Measures a genotype; only rules that compare several call it.
             generator: Source of randomness, for rules that sample.
         """
@@ -93,12 +93,16 @@ class Sampled(Derivation):
 def strongest(space: SearchSpace, scores: Mapping[str, Tensor], exclude: str | None = None) -> Genotype:
     """Returns the genotype of the largest scores (E, K) per edge; nodes keep `Cell.retain` in-edges.
 
+    An edge whose scores are all 0 is left out.
+
     Raises:
-        ConfigError: All candidates of a cell score the same, so nothing was learned that could decide.
+        ConfigError: All candidates of a cell score the same, so nothing was learned that could decide, or 0.
     """
     cells: dict[str, tuple[Choice, ...]] = {}
     for name, cell in space.cells.items():
         table = scores[name].detach()
+        if not table.any():
+            raise ConfigError(f"cell {name!r}: every edge is left out; lower selector.penalty, which closes them")
         if (
             all(len({*row[: len(edge.operations)]}) == 1 for edge, row in zip(cell.edges, table.tolist(), strict=True))
             and cell.candidates > 1
@@ -112,7 +116,7 @@ def strongest(space: SearchSpace, scores: Mapping[str, Tensor], exclude: str | N
             allowed = [
                 (value, k) for k, value in enumerate(row[: len(edge.operations)]) if edge.operations[k] != exclude
             ]
-            if allowed:
+            if allowed and any(row):
                 value, k = max(allowed, key=lambda item: (item[0], -item[1]))
                 best.setdefault(edge.target, []).append((value, (edge.source, edge.target, edge.operations[k])))
         kept = [sorted(edges, key=lambda item: -item[0])[: cell.retain] for edges in best.values()]
@@ -138,7 +142,8 @@ def sample(space: SearchSpace, probabilities: Mapping[str, Tensor], generator: G
                     perturbed[e, k] = -torch.inf
         chosen = perturbed == perturbed.amax(-1, keepdim=True)
         noisy[name] = torch.where(chosen, torch.rand(len(cell.edges), 1, generator=generator), -1.0)
-    return strongest(space, noisy)
+    left_out = {name: table.amax(-1, keepdim=True) == 0 for name, table in probabilities.items()}
+    return strongest(space, {name: table.masked_fill(left_out[name], 0.0) for name, table in noisy.items()})
 
 
 def uniform(space: SearchSpace) -> dict[str, Tensor]:

@@ -49,16 +49,23 @@ class Selection:
         return cls(indices(live), weights)
 
     @classmethod
-    def single_path(cls, weights: Tensor, live: Tensor | None = None, offset: Tensor | None = None) -> "Selection":
+    def single_path(
+        cls,
+        weights: Tensor,
+        probed: Tensor | None = None,
+        offset: Tensor | None = None,
+        log_prob: Tensor | None = None,
+    ) -> "Selection":
         """Runs one candidate per edge.
 
         Args:
             weights: (E, K), one-hot in value.
-            live: (E, K). If given, every other live candidate is probed.
+            probed: (E, K), True for candidates that are probed unless they run.
             offset: (E,), zero in value.
+            log_prob: ().
         """
         hard = weights.detach() != 0
-        return cls(indices(hard), weights, () if live is None else indices(live & ~hard), offset=offset)
+        return cls(indices(hard), weights, () if probed is None else indices(probed & ~hard), log_prob, offset)
 
     def detach(self) -> "Selection":
         """Returns the same decision for a weight step: no gradient, no probes, zero-weight candidates dropped."""

@@ -19,7 +19,7 @@ from nas.randomness import generator
 from nas.selection import Selection
 from nas.selectors import Selector
 from nas.selectors.softmax import Softmax
-from nas.space import Genotype, SearchSpace, Task
+from nas.space import Cell, Edge, Genotype, SearchSpace, Task
 from nas.supernet import Network
 from nas.supernet.inspection import inspect
 
@@ -63,7 +63,7 @@ def check_selector(selector: Selector) -> None:
     """
     checks = {
         "a selector is a frozen dataclass, and its YAML gives it back": _configures,
-        "probabilities are rows that sum to 1, and 0 where masked": _ranks,
+        "probabilities are rows that sum to 1, and 0 where masked; the ranking is at least 0": _ranks,
         "a decision has the shape of the logits and concerns live candidates": _decides,
         "a decision is a function of logits, progress and generator": _repeats,
         "detach() keeps the decision and drops gradient, probes and zero weights": _detaches,
@@ -169,6 +169,9 @@ def _ranks(selector: Selector) -> None:
         # Float32 sums of at most four numbers in [0, 1].
         good = rows.shape == logits.shape and (rows >= 0).all() and ((rows.sum(-1) - 1).abs() < 1e-6).all()
         _require(bool(good) and not rows[logits.isinf()].any(), f"{logits.tolist()} give {rows.tolist()}")
+        ranks = selector.ranking({"cell": logits})["cell"]
+        good = ranks.shape == logits.shape and (ranks >= 0).all()
+        _require(bool(good) and not ranks[logits.isinf()].any(), f"{logits.tolist()} rank {ranks.tolist()}")
 
 
 def _decides(selector: Selector) -> None:
@@ -187,7 +190,7 @@ def _decides(selector: Selector) -> None:
             _require(len({*path, *probes}) == len(path + probes), f"edge {e}: twice in paths {path}, probes {probes}")
             row = [] if chosen.weights is None else chosen.weights[e].tolist()
             _require(not any(w for k, w in enumerate(row) if k not in path), f"edge {e}: only {path} run: {row}")
-            soft = len(path) == 1 and len(live) > 1 and row and sum(row) != 1
+            soft = len(path) == 1 and len(live) > 1 and row and sum(row) != 1 and not selector.weighs_edges
             _require(not soft, f"edge {e}: the weight of one path must be exactly 1: {row}")
 
 
@@ -230,7 +233,8 @@ def _learns(selector: Selector) -> None:
     learns = False
     for logits, progress, seed in CASES:
         leaves = {name: logits.clone().requires_grad_() for name in ("first", "second")}
-        loss = selector.objective(_toy_loss, leaves, progress, generator(seed), selector.memory())
+        cells = dict.fromkeys(leaves, _cell_of(logits))
+        loss = selector.on(cells).objective(_toy_loss, leaves, progress, generator(seed), selector.memory(cells))
         _require(loss.shape == () and bool(loss.isfinite()), f"the objective is no finite scalar: {loss}")
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -239,6 +243,13 @@ def _learns(selector: Selector) -> None:
             _require(good, f"logits {logits.tolist()} have gradient {gradient.tolist()}")
             learns |= bool(gradient.any())
     _require(learns == selector.learns, f"learns is {selector.learns}, but a gradient was found: {learns}")
+
+
+def _cell_of(logits: Tensor) -> Cell:
+    """Returns a cell of the shape of the logits, all of whose edges lead into one node."""
+    edges, candidates = logits.shape
+    operations = tuple(map(str, range(candidates)))
+    return Cell(tuple(Edge(e, edges, operations) for e in range(edges)), outputs=(edges,), inputs=edges)
 
 
 def _toy_loss(selections: Mapping[str, Selection]) -> Tensor:

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -25,10 +26,21 @@ from nas.runs.session import session
 from nas.schedules import Constant, Exponential, Linear
 from nas.selection import Selection
 from nas.selectors import Selector
+from nas.selectors.control_variates import Rebar, Relax
+from nas.selectors.edges import EdgeGates, EdgeTopK
 from nas.selectors.gdas import GDAS
 from nas.selectors.gumbel_softmax import GumbelSoftmax
+from nas.selectors.mixtures import Dirichlet, Entmax, Sigmoid
+from nas.selectors.score_function import Reinforce, ScoreControlVariate
 from nas.selectors.softmax import Softmax
-from nas.selectors.straight_through import SinglePath, StraightThroughGumbelSoftmax
+from nas.selectors.straight_through import (
+    GumbelRao,
+    PairReinMax,
+    ReinMax,
+    SinglePath,
+    StraightThrough,
+    StraightThroughGumbelSoftmax,
+)
 from nas.selectors.uniform import Uniform
 from nas.space import Cell, CellSlot, Edge, SearchSpace, Task
 from nas.supernet import Network
@@ -37,8 +49,11 @@ from search_spaces.nas_bench_201 import NASBench201
 
 TASK = Task(channels=3, height=8, width=8, classes=5)
 PROGRESS = 0.4
-TEMPERED = [GumbelSoftmax, StraightThroughGumbelSoftmax, SinglePath, GDAS]
-LEARNING = [Softmax, *TEMPERED]
+TEMPERED = [GumbelSoftmax, StraightThroughGumbelSoftmax, SinglePath, GDAS, GumbelRao]
+SURROGATES = [StraightThrough, ReinMax, PairReinMax]
+DETERMINISTIC = [Softmax, Entmax, Sigmoid]
+LEARNING = [*DETERMINISTIC, *TEMPERED, *SURROGATES]
+SCORE = [Reinforce, ScoreControlVariate, Rebar, Relax]
 SEEDS = range(5)
 
 
@@ -92,11 +107,22 @@ def supernet(request):
 
 def estimate(selector, supernet, logits, seed):
     """Returns the gradient that a search would use, by cell name."""
-    _, network, images, labels = supernet
-    loss = selector.objective(
-        lambda selections: loss_at_border(network, images, labels, selections), logits, PROGRESS, keyed(seed), None
+    space, network, images, labels = supernet
+    loss = selector.on(space.cells).objective(
+        lambda selections: loss_at_border(network, images, labels, selections),
+        logits,
+        PROGRESS,
+        keyed(seed),
+        memory_of(selector, space),
     )
     return dict(zip(logits, torch.autograd.grad(loss, list(logits.values())), strict=True))
+
+
+def memory_of(selector, space):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        memory = selector.memory(space.cells)
+    return memory if memory is None else memory.double()
 
 
 def inner_products(supernet, weights):
@@ -137,23 +163,82 @@ def jacobian_product(y, v):
 
 def formula(cls, tau, supernet, logits, seed):
     """Returns the gradient that section 5 of the design promises, by cell name."""
-    draws, soft = keyed(seed), {}
+    draws, soft, perturbed, again = keyed(seed), {}, {}, {}
     for name, table in logits.items():
+        table = table.detach()
         noise = 0.0
-        if cls is not Softmax:
+        if cls not in DETERMINISTIC:
             noise = -torch.empty(table.shape, dtype=table.dtype).exponential_(generator=draws).log()
-        soft[name] = ((table.detach() + noise) / tau).softmax(-1)
+        perturbed[name] = table + noise
+        soft[name] = (perturbed[name] / tau).softmax(-1)
+        if cls is GumbelRao:
+            noise = torch.empty((10, *table.shape), dtype=table.dtype).exponential_(generator=draws)
+            again[name] = torch.stack([given_winner(table, perturbed[name].argmax(-1), one) for one in noise])
     hard = {name: F.one_hot(y.argmax(-1), y.shape[1]).to(y.dtype) for name, y in soft.items()}
-    v, ones = inner_products(supernet, soft if cls in (Softmax, GumbelSoftmax) else hard)
+    mixtures = {Softmax: soft, GumbelSoftmax: soft, **WEIGHTS}
+    weights = mixtures.get(cls, hard)
+    if callable(weights):
+        weights = {name: weights(table.detach()) for name, table in logits.items()}
+    v, ones = inner_products(supernet, weights)
     result = {}
     for name, y in soft.items():
-        values = v[name]
+        pi, values, d = logits[name].detach().softmax(-1), v[name], hard[name]
         if cls is SinglePath:
-            values = values * hard[name]
+            values = values * d
         if cls is GDAS:
-            values = values * hard[name] + ones[name][:, None] * (1 - hard[name])
-        result[name] = jacobian_product(y, values) / tau
+            values = values * d + ones[name][:, None] * (1 - d)
+        if cls in SURROGATES:
+            result[name] = torch.stack(
+                [surrogate(cls, *row) for row in zip(pi, values, d, perturbed[name], strict=True)]
+            )
+        elif cls is GumbelRao:
+            result[name] = sum(jacobian_product((p / tau).softmax(-1), values) for p in again[name]) / tau / 10
+        elif cls is Entmax:
+            s = weights[name].sqrt()
+            result[name] = s * (values - (s * values).sum(-1, keepdim=True) / s.sum(-1, keepdim=True))
+        elif cls is Sigmoid:
+            y, live = weights[name], sum(int((w > 0).sum()) for w in weights.values())
+            result[name] = y * (1 - y) * (values - 2 * (y - 0.5) / live)
+        else:
+            result[name] = jacobian_product(y, values) / tau
     return result
+
+
+def surrogate(cls, pi, v, d, perturbed):
+    """Returns the gradient of one edge for sample e_i: J_pi v, ReinMax's sum over j, or the pair's one term."""
+    if cls is StraightThrough:
+        return (torch.diag(pi) - torch.outer(pi, pi)) @ v
+    i, unit = int(d.argmax()), torch.eye(len(pi), dtype=pi.dtype)
+    if cls is PairReinMax:
+        live = perturbed.isfinite().sum()
+        j = int(perturbed.topk(2).indices[1]) if live > 1 else i
+        return (1 - pi[i]) / 2 * (v[i] - v[j]) * (unit[i] - unit[j])
+    return sum(pi[j] * (v[i] - v[j]) * (unit[i] - unit[j]) for j in range(len(pi))) / 2
+
+
+def given_winner(logits, winner, exponential):
+    """Returns logits + Gumbel noise given the winners, by the formula of Maddison et al."""
+    rows = []
+    for table, i, e in zip(logits, winner.tolist(), exponential, strict=True):
+        z = table.exp().sum()
+        row = -(e / table.exp() + e[i] / z).log()
+        row[i] = (z / e[i]).log()
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def entmax_by_bisection(logits):
+    """Returns max(x / 2 - t, 0)^2 with the t at which rows sum to 1."""
+    x = logits / 2
+    low, high = x.amax(-1, keepdim=True) - 1, x.amax(-1, keepdim=True)
+    for _ in range(100):
+        t = (low + high) / 2
+        above = (x - t).clamp_min(0).square().sum(-1, keepdim=True) > 1
+        low, high = torch.where(above, t, low), torch.where(above, high, t)
+    return (x - low).clamp_min(0).square()
+
+
+WEIGHTS = {Entmax: entmax_by_bisection, Sigmoid: torch.sigmoid}
 
 
 @pytest.mark.parametrize("cls", LEARNING)
@@ -175,7 +260,8 @@ def test_the_gradient_is_its_formula(cls, supernet):
         # A batch norm takes the scale of a stage's last block out of the loss, which is all that one path tells.
         blind = cls in (SinglePath, GDAS) and name.endswith("-block1")
         for edge, candidates in zip(cell.edges, moved[name].tolist(), strict=True):
-            assert any(candidates) == (len(edge.operations) > 1 and not blind), f"these seeds do not test {name} {edge}"
+            moves = (len(edge.operations) > 1 or cls is Sigmoid) and not blind
+            assert any(candidates) == moves, f"these seeds do not test {name} {edge}"
 
 
 def test_the_formulas_differ(supernet):
@@ -185,7 +271,7 @@ def test_the_formulas_differ(supernet):
     every = {cls: torch.cat([g.flatten() for g in formula(cls, 0.7, supernet, logits, 0).values()]) for cls in LEARNING}
     for one, other in itertools.combinations(LEARNING, 2):
         # Batch norms take a constant added to a block's output out of the loss: sum(g) = 0 throughout a chain.
-        same = isinstance(space, Chain) and (one, other) == (SinglePath, GDAS)
+        same = isinstance(space, Chain) and {one, other} == {SinglePath, GDAS}
         apart = (every[one] - every[other]).abs().max() / every[one].abs().max()
         assert apart < 1e-12 if same else apart > 1e-3
 
@@ -197,7 +283,20 @@ RUN_AND_PROBED: dict[type[Selector], Callable[[int], tuple[int, int]]] = {
     SinglePath: lambda k: (1, 0),
     GDAS: lambda k: (1, 0),
     Uniform: lambda k: (1, 0),
+    StraightThrough: lambda k: (1, k - 1),
+    GumbelRao: lambda k: (1, k - 1),
+    ReinMax: lambda k: (1, k - 1),
+    PairReinMax: lambda k: (1, min(1, k - 1)),
+    Reinforce: lambda k: (1, 0),
+    ScoreControlVariate: lambda k: (1, 0),
+    Rebar: lambda k: (2 * k + 1, 0),
+    Relax: lambda k: (1, 0),
+    Dirichlet: lambda k: (k, 0),
+    Sigmoid: lambda k: (k, 0),
 }
+MIXTURES = {Softmax, GumbelSoftmax, Dirichlet, Sigmoid}
+ELSEWHERE = {Entmax, EdgeTopK, EdgeGates}
+"""Whose count depends on the logits; below."""
 
 
 @pytest.fixture
@@ -219,14 +318,15 @@ def calls(supernet):
 
 def test_every_registered_selector_is_counted_here():
     names = registry.names(Selector.registry)
-    assert {registry.load(Selector.registry, name) for name in names} == {*RUN_AND_PROBED}
+    assert {registry.load(Selector.registry, name) for name in names} == {*RUN_AND_PROBED} | ELSEWHERE
 
 
 @pytest.mark.parametrize("cls", RUN_AND_PROBED)
 def test_an_architecture_step_runs_and_probes_as_the_table_says(cls, supernet, calls):
-    _, network, images, labels = supernet
-    logits = draw_logits(supernet[0], 1)
-    cls().objective(lambda s: loss_at_border(network, images, labels, s), logits, PROGRESS, keyed(1), None)
+    space, network, images, labels = supernet
+    memory = memory_of(cls(), space)
+    logits = draw_logits(space, 1)
+    cls().objective(lambda s: loss_at_border(network, images, labels, s), logits, PROGRESS, keyed(1), memory)
     for index, mixed in enumerate(network.mixed_cells):
         for e, edge in enumerate(mixed.cell.edges):
             assert tuple(calls[index, e]) == RUN_AND_PROBED[cls](len(edge.operations)), (mixed.name, edge)
@@ -242,17 +342,18 @@ def test_a_weight_step_runs_what_the_decision_says_and_probes_nothing(cls, super
     network.zero_grad(set_to_none=True)
     for index, mixed in enumerate(network.mixed_cells):
         for e, edge in enumerate(mixed.cell.edges):
-            assert tuple(calls[index, e]) == (RUN_AND_PROBED[cls](len(edge.operations))[0], 0), (mixed.name, edge)
+            count = len(edge.operations) if cls in MIXTURES else 1
+            assert tuple(calls[index, e]) == (count, 0), (mixed.name, edge)
 
 
-@pytest.mark.parametrize("cls", LEARNING)
+@pytest.mark.parametrize("cls", [c for c in [*LEARNING, Dirichlet] if c is not Sigmoid])
 def test_the_border_does_not_change_the_gradient(cls, supernet):
     space, network, images, labels = supernet
     logits, draws = draw_logits(space, 2), keyed(2)
     selections = {name: cls().select(table, PROGRESS, draws) for name, table in logits.items()}
     loss = F.cross_entropy(network(images, selections).scores, labels)
     plain = torch.autograd.grad(loss, list(logits.values()))
-    found = estimate(cls(), supernet, logits, 2)
+    found = estimate(cls(**({"anchor": 0.0} if cls is Dirichlet else {})), supernet, logits, 2)
     for table, expected in zip(found.values(), plain, strict=True):
         # The same sums, once by way of a copy: a few roundings.
         torch.testing.assert_close(table, expected, rtol=1e-13, atol=1e-15)
@@ -320,7 +421,7 @@ def test_one_path_into_a_batch_norm_has_no_gradient_without_probes(seed):
     assert size[GDAS] < 1e-12
 
 
-@pytest.mark.parametrize("cls", TEMPERED)
+@pytest.mark.parametrize("cls", [cls for cls in TEMPERED if cls is not GumbelRao])
 def test_the_temperature_follows_its_schedule(cls):
     selector = cls(temperature=Linear(start=4.0, end=1.0))
     assert [selector.settings(progress) for progress in (0.0, 0.5, 1.0)] == [{"temperature": t} for t in (4, 2.5, 1)]
@@ -394,3 +495,85 @@ def test_a_weight_step_leaves_the_logits_as_they_were(search):
 def test_logits_rest_while_the_weights_warm_up(search):
     assert "arch_loss" not in search.step(0, 0.0)
     assert "arch_loss" in search.step(1, search.settings.warmup)
+
+
+def test_the_anchor_of_dirichlet_is_the_divergence_from_the_flat_law():
+    logits = torch.tensor([[0.5, -1.0, 0.2], [-2.0, 1.5, -math.inf]], dtype=torch.float64, requires_grad=True)
+    price = Dirichlet(anchor=2.0).objective(lambda s: torch.zeros(()), {"cell": logits}, 0.0, keyed(0), None)
+    expected = 0.0
+    for row in logits:
+        concentration = F.elu(row[row.isfinite()]) + 1
+        law, flat = (
+            torch.distributions.Dirichlet(concentration),
+            torch.distributions.Dirichlet(torch.ones_like(concentration)),
+        )
+        expected = expected + 2.0 * torch.distributions.kl_divergence(law, flat)
+    # A dozen roundings of numbers of order one.
+    assert price.item() == pytest.approx(expected.item(), rel=1e-12)
+    found, wanted = (torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (price, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_dirichlet_draws_have_the_mean_and_variance_of_the_law():
+    """Of the live candidates alone, whatever the mask; five standard errors of 4,000 draws."""
+    logits = torch.tensor([[0.5, -1.0, -math.inf, 0.2]])
+    concentration = F.elu(logits[logits.isfinite()]) + 1
+    law, generator = torch.distributions.Dirichlet(concentration), keyed(3)
+    draws = torch.stack([Dirichlet().select(logits, 0.0, generator).weights[0] for _ in range(4000)])
+    assert not draws[:, 2].any()
+    live = draws[:, [0, 1, 3]]
+    assert ((live.mean(0) - law.mean).abs() < 5 * (law.variance / 4000).sqrt()).all()
+    fourth = ((live - law.mean) ** 2).var(0)
+    assert ((live.var(0) - law.variance).abs() < 5 * (fourth / 4000).sqrt()).all()
+    assert torch.allclose(Dirichlet().probabilities(logits)[0, [0, 1, 3]], law.mean)
+
+
+def test_a_candidate_outside_the_support_of_entmax_does_not_run():
+    logits = torch.tensor([[3.0, 0.0, -3.0], [0.1, 0.0, -0.1]])
+    selection = Entmax().select(logits, 0.0, keyed(0))
+    assert selection.paths[1] == (0, 1, 2)
+    assert 2 not in selection.paths[0]
+    assert Entmax(alpha=2.0).select(logits, 0.0, keyed(0)).paths[0] == (0,)
+    with pytest.raises(ValueError, match=r"alpha must be 1\.5"):
+        Entmax(alpha=1.7)
+
+
+def test_decisions_are_drawn_at_the_forward_temperature(tmp_path):
+    """At 4, log-odds of 2 become 1/2; the gradient in the logits is that of what was drawn, over the temperature."""
+    config = Config(
+        space=NASBench201(channels=4, cells_per_stage=1),
+        selector=StraightThrough(),
+        dataset=Digits(),
+        search=Search(epochs=1, batch_size=8, forward_temperature=Constant(value=4.0)),
+    )
+    with session(tmp_path, config, "search", quiet=True) as work:
+        search = BilevelSearch(work)
+        with torch.no_grad():
+            search.architecture.tables["cell"].zero_()[:, 0] += 2.0
+        count = sum(path == (0,) for i in range(300) for path in search.decide(0.5, "test", i)["cell"].paths)
+        expected = math.exp(0.5) / (math.exp(0.5) + 4)
+        # Four standard errors of 1,800 draws.
+        assert count / 1800 == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 1800))
+
+
+def test_the_entropy_bonus_pulls_towards_even_decisions(tmp_path):
+    """With a bonus alone the gradient is -bonus dH/dlogits; it is what the bonus adds to the architecture step."""
+    gradients = []
+    for bonus in (0.0, 0.5):
+        config = Config(
+            space=NASBench201(channels=4, cells_per_stage=1),
+            dataset=Digits(),
+            search=Search(epochs=1, batch_size=8, entropy=Constant(value=bonus)),
+        )
+        with session(tmp_path / str(bonus), config, "search", quiet=True) as work:
+            search = BilevelSearch(work)
+            table = search.architecture.tables["cell"]
+            with torch.no_grad():
+                table[:, 0] += 1.0
+            p = table.detach().softmax(-1)
+            with patch("nas.runs.search.descend") as descend:
+                search._architecture_step(0, 0.5)
+            gradients.append(torch.autograd.grad(descend.call_args.args[0], table)[0])
+    added = 0.5 * p * (p.log() - (p * p.log()).sum(-1, keepdim=True))
+    # Float32 sums of a gradient of order 0.1.
+    torch.testing.assert_close(gradients[1] - gradients[0], added, rtol=0, atol=1e-6)

@@ -29,6 +29,9 @@ class Search:
         epochs: Passes over `train`.
         batch_size: Images per weight step, and per architecture step.
         warmup: Share of the steps, at the beginning, that train only weights.
+        entropy: Bonus on the entropy of the decisions, in units of the loss per nat and edge; keeps them open.
+        forward_temperature: Decisions are drawn from softmax(logits / this), in training and in measurements; above 1
+            it explores, which a selector's own temperature does not.
         weights: Optimizer of the supernet's weights.
         logits: Optimizer of the architecture logits.
         clip: Largest norm of the weights' gradient; 0 for no limit.
@@ -39,6 +42,8 @@ class Search:
     epochs: int = 40
     batch_size: int = 32
     warmup: float = 0.1
+    entropy: Schedule = Constant(value=0.0)
+    forward_temperature: Schedule = Constant(value=1.0)
     weights: Optimizer = SGD()
     logits: Optimizer = Adam(lr=Constant(value=0.01))  # a short search must move further per step than the published
     clip: float = 5.0
@@ -50,6 +55,8 @@ class Search:
         _at_least(self, 0, "clip")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be at least 0 and below 1, got {self.warmup:g}")
+        self.entropy.require("entropy", lambda value: value >= 0, "at least 0")
+        self.forward_temperature.require("forward_temperature", lambda value: value > 0, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ def derive_genotype(session: Session) -> Genotype:
 
     session.status.update("derive", 0, 1, force=True)
     rule = config.derive or default_rule(config)
-    return rule.derive(config.space, search.probabilities(), score, generator(config.seed, "derive"))
+    return rule.derive(config.space, search.ranking(), score, generator(config.seed, "derive"))
 
 
 def default_rule(config: Config) -> Derivation:

@@ -1,5 +1,6 @@
 """First-order bilevel search: architecture steps on `arch`, weight steps on `train`, in turn (arXiv:1806.09055)."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,15 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.architecture import Architecture, describe
+from nas.estimators import entropy
 from nas.files import write_json
 from nas.randomness import generator, seed_global
+from nas.runs.blind import blind_edges, describe_blind
 from nas.runs.optimizers import parameters
 from nas.runs.session import Session
 from nas.runs.training import Loop, Training, descend, require_finite
 from nas.selection import Selection
+from nas.selectors.base import LossOf
 from nas.supernet import Network
 from nas.supernet.inspection import inspect
 from nas.supernet.statistics import norms, untouched
+
+logger = logging.getLogger(__name__)
 
 SUMMARY = "search.json"
 
@@ -33,7 +39,8 @@ class BilevelSearch(Training):
 
     def __init__(self, session: Session) -> None:
         config, settings = session.config, session.config.search
-        self.session, self.settings, self.selector, self.seed = session, settings, config.selector, config.seed
+        self.session, self.settings, self.seed = session, settings, config.seed
+        self.selector = config.selector.on(config.space.cells)
         self.network, self.architecture, memory = build(session)
         self._norms = norms(self.network)
         self.memory = memory
@@ -74,6 +81,11 @@ class BilevelSearch(Training):
         with torch.no_grad():
             return {name: self.selector.probabilities(table) for name, table in self.architecture.logits().items()}
 
+    def ranking(self) -> dict[str, Tensor]:
+        """Returns the scores by which a derivation compares candidates, (E, K) by cell name."""
+        with torch.no_grad():
+            return self.selector.ranking(self.architecture.logits())
+
     def _accuracy(self, epoch: int, progress: float) -> float:
         """Returns the mean accuracy on `select` over a few decisions."""
         count = self.settings.decisions if self.selector.stochastic else 1
@@ -101,18 +113,31 @@ class BilevelSearch(Training):
         """Returns the decision drawn with `key`, without gradient."""
         draws = generator(self.seed, "decide", *key)
         with torch.no_grad():
-            logits = self.architecture.logits()
-            return {name: self.selector.select(table, progress, draws).detach() for name, table in logits.items()}
+            decision = self.selector.decide(self._forward_logits(progress), progress, draws)
+        return {name: selection.detach() for name, selection in decision.items()}
 
-    def _architecture_step(self, step: int, progress: float) -> Tensor:
+    def loss_on(self, step: int) -> LossOf:
+        """Returns the loss on the `arch` images of a step; weights and running statistics stay as they are."""
         images, labels = self.arch.batch(step)
 
         def loss_of(selections: Mapping[str, Selection]) -> Tensor:
             with _still(parameters(self.weights)), untouched(self._norms):
                 return loss_at_border(self.network, images, labels, selections)
 
+        return loss_of
+
+    def _forward_logits(self, progress: float) -> dict[str, Tensor]:
+        """Returns the logits from which decisions are drawn."""
+        temperature = self.settings.forward_temperature(progress)
+        logits = self.architecture.logits()
+        return logits if temperature == 1 else {name: table / temperature for name, table in logits.items()}
+
+    def _architecture_step(self, step: int, progress: float) -> Tensor:
         draws = generator(self.seed, "decide", "arch", step)
-        loss = self.selector.objective(loss_of, self.architecture.logits(), progress, draws, self.memory)
+        logits = self._forward_logits(progress)
+        loss = self.selector.objective(self.loss_on(step), logits, progress, draws, self.memory)
+        if bonus := self.settings.entropy(progress):
+            loss = loss - bonus * sum(entropy(self.selector.probabilities(table)).sum() for table in logits.values())
         require_finite(bool(loss.isfinite()), f"the architecture loss of {self.stage}", step + 1)
         descend(loss, self.logits)
         return loss.detach()
@@ -134,7 +159,7 @@ def build(session: Session) -> tuple[Network, Architecture, nn.Module | None]:
     config.space.check()
     seed_global(config.seed, "initialise", "search")
     network = Network(config.space, session.task, searching=True, **session.execution).to(session.device).train()
-    return network, Architecture(config.space, config.seed), config.selector.memory()
+    return network, Architecture(config.space, config.seed), config.selector.memory(config.space.cells)
 
 
 def loss_at_border(network: Network, images: Tensor, labels: Tensor, selections: Mapping[str, Selection]) -> Tensor:
@@ -182,9 +207,14 @@ def _still(weights: Sequence[nn.Parameter]) -> Iterator[None]:
 
 def run_search(session: Session) -> None:
     """Searches, from the newest checkpoint on; leaves the final checkpoint in `checkpoints`, and a summary."""
-    if not (session.folder / "checkpoints").exists():
+    new = not (session.folder / "checkpoints").exists()
+    if new:
         inspect(session.config.space, session.task, searching=True)  # says what is wrong with a space, in seconds
     search = BilevelSearch(session)
+    if new and search.selector.learns:
+        found = blind_edges(search.selector, search.architecture, search.loss_on, search.seed)
+        if found:
+            logger.warning(describe_blind(session.config.selector, found))
     Loop(search, session.folder, session, "search").run()
     if not (session.folder / SUMMARY).is_file():
         write_json(session.folder / SUMMARY, search.summary())
