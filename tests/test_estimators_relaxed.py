@@ -132,3 +132,12 @@ def test_the_entropy_of_a_certain_decision_has_a_finite_gradient():
     logits = torch.tensor([0.0, -200.0, -math.inf], requires_grad=True)  # exp(-200) is 0 in float32
     entropy(softmax(logits)).backward()
     assert logits.grad.tolist() == [0.0] * 3
+
+
+def test_a_learned_temperature_has_a_finite_gradient_beside_a_masked_candidate(generator):
+    logits = torch.tensor([[0.5, -math.inf, 0.2]], dtype=torch.float64, requires_grad=True)
+    temperature = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    (gumbel_softmax(logits, temperature, generator) @ torch.tensor([1.0, 2.0, 3.0]).double()).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert temperature.grad.isfinite()
+    assert temperature.grad != 0

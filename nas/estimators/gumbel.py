@@ -36,7 +36,7 @@ def gumbel_noise(like: Tensor, generator: Generator | None = None) -> Tensor:
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     exponential = torch.empty(like.shape, device=like.device, dtype=dtype).exponential_(generator=generator)
-    return -exponential.clamp_min(torch.finfo(dtype).tiny).log()
+    return exponential.clamp_min_(torch.finfo(dtype).tiny).log_().neg_()
 
 
 def gumbel_max(logits: Tensor, generator: Generator | None = None) -> Tensor:
@@ -55,8 +55,8 @@ def conditional_gumbel(logits: Tensor, winner: Tensor, generator: Generator | No
 
     Source: Maddison et al., 2014, arXiv:1411.0030; Tucker et al., 2017, arXiv:1703.07370, appendix.
     """
-    table, live = finite(centred(logits).expand(winner.shape)), torch.isfinite(logits)
-    noise = -gumbel_noise(table, generator)  # log of Exp(1)
+    table, live = finite(centred(logits)), torch.isfinite(logits)
+    noise = -gumbel_noise(table.expand(winner.shape), generator)  # log of Exp(1)
     of_winner = (noise * winner).sum(-1, keepdim=True)
     top = table.logsumexp(-1, keepdim=True) - of_winner
     others = -torch.logaddexp(noise - table, -top)

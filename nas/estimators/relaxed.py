@@ -6,7 +6,7 @@ Source: Jang et al., 2017, arXiv:1611.01144; Maddison et al., 2017, arXiv:1611.0
 import torch
 from torch import Generator, Tensor
 
-from nas.estimators.gumbel import centred, gumbel_noise
+from nas.estimators.gumbel import centred, finite, gumbel_noise
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -14,17 +14,17 @@ def softmax(logits: Tensor) -> Tensor:
     return centred(logits).softmax(-1)
 
 
-def gumbel_softmax(logits: Tensor, temperature: float, generator: Generator | None = None) -> Tensor:
+def gumbel_softmax(logits: Tensor, temperature: float | Tensor, generator: Generator | None = None) -> Tensor:
     """Returns relaxed samples y = softmax((logits + G) / temperature), (..., K).
 
     Raises:
         ValueError: The temperature is not positive, or a row of logits is not valid (see `centred`).
     """
     require_temperature(temperature)
-    return ((centred(logits) + gumbel_noise(logits, generator)) / temperature).softmax(-1)
+    return (finite(centred(logits) + gumbel_noise(logits, generator)) / temperature).softmax(-1)
 
 
-def require_temperature(temperature: float) -> None:
+def require_temperature(temperature: float | Tensor) -> None:
     """Raises ValueError unless a temperature is positive."""
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")

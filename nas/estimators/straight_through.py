@@ -20,7 +20,9 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     return hard + (soft - soft.detach())
 
 
-def straight_through_gumbel_softmax(logits: Tensor, temperature: float, generator: Generator | None = None) -> Tensor:
+def straight_through_gumbel_softmax(
+    logits: Tensor, temperature: float | Tensor, generator: Generator | None = None
+) -> Tensor:
     """Returns one-hot samples of softmax(logits), (..., K), with the gradient of `gumbel_softmax` on the same noise.
 
     Raises:
@@ -38,7 +40,9 @@ def straight_through_softmax(logits: Tensor, generator: Generator | None = None)
     return straight_through(gumbel_max(logits, generator), softmax(logits).to(logits.dtype))
 
 
-def gumbel_rao(logits: Tensor, temperature: float, draws: int = 10, generator: Generator | None = None) -> Tensor:
+def gumbel_rao(
+    logits: Tensor, temperature: float | Tensor, draws: int = 10, generator: Generator | None = None
+) -> Tensor:
     """Returns one-hot samples of softmax(logits), (..., K), with ST-GS's gradient averaged over noise given the sample.
 
     The conditional noise is a constant: differentiating through it gives another, wrong mean.
