@@ -102,7 +102,8 @@ def test_a_backend_agrees_with_the_reference_in_both_steps(backend, space, selec
             carried = any(s.weights is not None and s.weights.requires_grad for s in selections.values())
             assert any(name.startswith("weights ") for name in expected) == carried
         else:
-            assert sum(name.startswith("gradient ") for name in expected) > 10
+            # Selected edges may cut off all but the last layer.
+            assert sum(name.startswith("gradient ") for name in expected) > (1 if chosen.weighs_edges else 10)
 
 
 @pytest.mark.parametrize("space", names("nas.search_spaces"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, isfinite, nn
 
-from nas.estimators import gumbel_max, rebar, relax
+from nas.estimators import RunningMean, gumbel_max, rebar, relax
 from nas.selection import Selection
 from nas.selectors.base import LossOf, Selector
 from nas.space import Cell
@@ -25,6 +25,7 @@ class Tuned(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
         self.scale = nn.Parameter(torch.ones(())) if critic is None else None
         self.critic = critic
+        self.mean = RunningMean() if critic is not None else None  # else the critic had to learn a loss's level first
 
     @property
     def temperature(self) -> Tensor:
@@ -128,10 +129,15 @@ class Relax(Selector):
         generator: Generator,
         memory: nn.Module | None,
     ) -> Tensor:
-        """Returns the loss of one decision; its gradient is RELAX's estimate."""
+        """Returns the loss of one decision; its gradient is RELAX's estimate for the loss less past ones' mean."""
         assert isinstance(memory, Tuned)
         assert memory.critic is not None
-        return relax(_of_tables(loss_of, logits), memory.critic, [*logits.values()], memory.temperature, generator)
+        assert memory.mean is not None
+        tables, loss = [*logits.values()], _of_tables(loss_of, logits)
+        mean = memory.mean.forward().to(tables[0])
+        value = mean + relax(lambda drawn: loss(drawn) - mean, memory.critic, tables, memory.temperature, generator)
+        memory.mean.update(value)
+        return value
 
 
 def _of_tables(loss_of: LossOf, logits: Mapping[str, Tensor]) -> Callable[[Sequence[Tensor]], Tensor]:

@@ -123,6 +123,17 @@ def plan(cell: MixedCell) -> Plan:
     return known
 
 
+def reached(cell: Cell, plan: Plan, paths: Sequence[Sequence[int]]) -> frozenset[int]:
+    """Returns the states on which the outputs depend if these candidates run."""
+    found = set(cell.outputs)
+    for node in reversed(cell.order):
+        if node in found:
+            for e in plan.in_edges[node]:
+                if any(not isinstance(plan.candidates[e][k], Nothing) for k in paths[e]):
+                    found.add(plan.sources[e])
+    return frozenset(found)
+
+
 def read(module: nn.Module) -> Candidate:
     """Returns what a module computes; `Opaque` if it is of an unknown type, has hooks, or unusual settings."""
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in module.modules()):

@@ -30,7 +30,7 @@ from nas.supernet.native.layout import (
 )
 from nas.supernet.native.program import Program
 from nas.supernet.native.records import Signature
-from nas.supernet.plan import Chain, Identity, Opaque, Plan, Sum, plan
+from nas.supernet.plan import Chain, Identity, Opaque, Plan, Sum, plan, reached
 
 SHARED = 2**17
 """Numbers of an input from which on threads share the images; for less, waking them takes longer than they save."""
@@ -62,7 +62,9 @@ def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) ->
         known.programs[signature] = program
     factors = _factors(program, cell.drop_path, inputs[0]) if signature.factors else None
     learned = [p for p, wanted in zip(parameters, signature.wanted, strict=True) if wanted]
-    output: Tensor = _Cell.apply(program, selection.weights, selection.offset, factors, *inputs, *learned)
+    # What the decision cuts off has no gradient, not one of zeros, which would let momentum and weight decay act on it.
+    read = [x if wanted else x.detach() for x, wanted in zip(inputs, signature.inputs, strict=True)]
+    output: Tensor = _Cell.apply(program, selection.weights, selection.offset, factors, *read, *learned)
     return output
 
 
@@ -78,8 +80,17 @@ class _Known:
             for name, parameter in module._parameters.items()
             if parameter is not None
         ]
+        self.owners = _owners(cell)
         self.programs: dict[Signature, Program] = {}
         self.geometry: dict[int, Geometry] = {}
+
+
+def _owners(cell: MixedCell) -> list[int]:
+    """Returns, for every parameter, the state that it helps to compute."""
+    states = {module: i for i, before in enumerate(cell.preprocess) for module in before.modules()}
+    for edge, candidates in zip(cell.cell.edges, cell.candidates, strict=True):
+        states |= {module: edge.target for candidate in candidates for module in candidate.modules()}
+    return [states[m] for m in cell.modules() for parameter in m._parameters.values() if parameter is not None]
 
 
 _cells: WeakKeyDictionary[MixedCell, _Known] = WeakKeyDictionary()
@@ -95,8 +106,9 @@ def _signature(
     gradient, size = torch.is_grad_enabled(), inputs[0].element_size()
     learned = [t for t in (selection.weights, selection.offset) if t is not None and t.requires_grad]
     values = gradient and bool(learned)
-    reads = tuple(gradient and x.requires_grad for x in inputs)
-    wanted = tuple(gradient and p.requires_grad for p in parameters)
+    needed = reached(cell.cell, known.plan, selection.paths) if gradient else frozenset()
+    reads = tuple(x.requires_grad and i in needed for i, x in enumerate(inputs))
+    wanted = tuple(p.requires_grad and owner in needed for p, owner in zip(parameters, known.owners, strict=True))
     return Signature(
         paths=selection.paths,
         probes=selection.probes if values and selection.weights is not None else (),
