@@ -119,6 +119,8 @@ SEARCHES = {
     "st-gs": {"selector": "st-gs", **NAS_BENCH},
     "softmax": {"selector": "softmax", **NAS_BENCH},
     "darts": {"selector": "gdas", **DARTS},
+    "score-cv": {"selector": "score-cv", **NAS_BENCH},  # a regression is remembered
+    "relax": {"selector": "edge-gates", "selector.inner": "relax", **NAS_BENCH},  # a network and a mean are
 }
 
 
