@@ -359,6 +359,19 @@ def test_native_counts_what_it_holds_until_the_backward_or_until_the_graph_is_dr
     assert native.held() == before
 
 
+def test_native_keeps_no_results_of_pools():
+    from nas.supernet import native
+
+    held, cell, before = {}, odd_cell(16, 1, "sum", False), native.held()
+    inputs = [torch.randn(2, 16, 16, 16, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    for name in ("skip", "max", "average"):
+        y = choose("native", CPU)(cell, inputs, Selection(((list(ODD).index(name),),) * len(EDGES)))
+        held[name] = native.held() - before
+        y.sum().backward()
+    node = y.numel() * 8
+    assert max(held["max"], held["average"]) < held["skip"] + node
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

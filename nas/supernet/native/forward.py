@@ -118,7 +118,7 @@ class Forward:
 
     def run_uses(self, state: State, *, probing: bool = False, region: Region | None = None) -> None:
         """Runs everything that reads a state, level by level, and gives each target its terms."""
-        region = region or self.room.saved
+        region, pools = region or self.room.saved, region or self.room.pools
         shared: dict[tuple[object, ...], Row] = {}
         pending: list[tuple[Use, int, State, Row | None]] = []
         free: list[Term] = []
@@ -134,7 +134,7 @@ class Forward:
             elif isinstance(operation, Pool):
                 key = (operation.kind, operation.kernel, operation.stride, operation.padding)
                 if key not in shared:
-                    shared[key] = self._pool(operation, state, region)
+                    shared[key] = self._pool(operation, state, pools)
                 row = shared[key]
                 free.append(self._term(use, row.result, operation.norm, row))
             else:

@@ -14,7 +14,10 @@ SAVED, TEMPORARY, GRADIENTS, CONSTANTS, OUTPUT, OUTPUT_GRADIENT, PARAMETER_GRADI
 WORK = {"work_x": 9, "work_y": 10, "work_z": 11, "work_dy": 12, "work_dx": 13}
 """Memory of the first thread: padded input, result of the depthwise, gradients of result, of it, and of the input."""
 
-FIRST = 14
+POOLS = 14
+"""Results of pools, which are found again in the backward."""
+
+FIRST = 15
 """The inputs' bases, then those of their gradients, then the cell's own tensors'."""
 
 Table = NDArray[np.int64]

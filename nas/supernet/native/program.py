@@ -15,7 +15,7 @@ from nas.supernet.cell import MixedCell
 from nas.supernet.native.forward import Forward
 from nas.supernet.native.geometry import Geometry
 from nas.supernet.native.gradients import Backward
-from nas.supernet.native.layout import CONSTANTS, FIRST, SHIFT, WORK, Table, Tables
+from nas.supernet.native.layout import CONSTANTS, FIRST, POOLS, SHIFT, TEMPORARY, WORK, Table, Tables
 from nas.supernet.native.records import Run, Signature, Step
 
 
@@ -54,7 +54,8 @@ class Program:
             self.learned = [(p.shape, id(p) in back.touched) for p in back.wanted]
             self.reads = [state.wanted for state in forward.raw]
         self.out_shape, self.imports, self.tensors = forward.out_shape, forward.imports, forward.room.tensors
-        self.saved_size, self.temporary_size = forward.room.saved.most, forward.room.temporary.most
+        self.saved_size, self.pools_start = forward.room.saved.most, forward.room.temporary.most
+        self.temporary_size = self.pools_start + forward.room.pools.most
         self.factor_count = forward.factor_count
         self.offsets = [(e, norm.out & ((1 << SHIFT) - 1), norm.padded, norm.channels) for e, norm in forward.offsets]
         self.edges, self.columns = len(forward.plan.sources), forward.columns
@@ -108,6 +109,7 @@ class Program:
         bases = np.zeros(FIRST + 2 * len(inputs) + len(tensors), np.int64)
         for base, tensor in given.items():
             bases[base] = tensor.data_ptr()
+        bases[POOLS] = given[TEMPORARY].data_ptr() + self.pools_start
         start = work.data_ptr()
         for name, size in self.work.items():
             bases[WORK[name]] = start

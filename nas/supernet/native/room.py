@@ -8,7 +8,7 @@ import nas.supernet.native.nodes as nodes
 from nas.supernet.native.coefficients import pack
 from nas.supernet.native.geometry import Geometry
 from nas.supernet.native.kernels import unit
-from nas.supernet.native.layout import FIRST, SAVED, SHIFT, TEMPORARY, Region, Tables
+from nas.supernet.native.layout import FIRST, POOLS, SAVED, SHIFT, TEMPORARY, Region, Tables
 from nas.supernet.native.packing import Packing
 from nas.supernet.native.records import Norm, Signature, State, Step, once
 
@@ -24,6 +24,7 @@ class Room:
     Attributes:
         saved: Memory that is kept for the backward.
         temporary: Memory of one of them.
+        pools: Memory of one of them, for the results of pools.
         steps, tables: Of the one that is built.
         tensors: Modules and names of the tensors whose addresses are needed.
     """
@@ -32,6 +33,7 @@ class Room:
         self.batch, self.size, self.inputs = signature.shapes[0][0], signature.size, len(signature.shapes)
         self.unit = unit(self.size)
         self.saved, self.temporary = Region(SAVED, self.size), Region(TEMPORARY, self.size)
+        self.pools = Region(POOLS, self.size)
         self.geometry, self.tables = geometry, Tables()
         self.steps: list[Step] = []
         self.tensors: list[tuple[nn.Module, str]] = []
