@@ -14,8 +14,9 @@ from nas.supernet.native.kernels import INT, dense, dense_weight, depthwise, dep
 from nas.supernet.native.vectors import cast, fma, get, lanes, load, splat, store, where_larger
 
 STAGE = (
-    # The input: address, bytes of an image, shape; margin of the padded copy; activation and a, b before it.
-    "source", "source_image", "height", "width", "channels", "margin", "act", "coefficients", "new", "last", "maximum",
+    # The input: address, bytes of an image, shape; margin of the padded copy; activation and a, b before it; number of
+    # the copy, made anew where it is not that of the row before; whether no row after this one reads it.
+    "source", "source_image", "height", "width", "channels", "margin", "act", "coefficients", "copy", "last", "maximum",
     # Weights and taps, in pixels of the padded copy; addresses of 0 stand for what is absent.
     "depthwise", "taps", "count", "dense", "dense_t", "outer",
     # Lists of pixels: of the padded copy for results and for inputs, plain ones, and their numbers.
@@ -34,7 +35,7 @@ TERM = ("g", "g_image", "coefficients", "factor")
 """A gradient of the result: address, bytes of an image, coefficients A, B, D, and a factor for each image (or 0)."""
 
 (
-    SOURCE, SOURCE_IMAGE, HEIGHT, WIDTH, CHANNELS, MARGIN, ACT, COEFFICIENTS, NEW, LAST, MAXIMUM,
+    SOURCE, SOURCE_IMAGE, HEIGHT, WIDTH, CHANNELS, MARGIN, ACT, COEFFICIENTS, COPY, LAST, MAXIMUM,
     DEPTHWISE, TAPS, COUNT, DENSE, DENSE_T, OUTER,
     AT, INSIDE, PLAIN_OUT, PIXELS, BLOCKS, PLAIN_IN, INPUTS, INPUT_BLOCKS, SCALE,
     Z, Z_IMAGE, PART, PART_IMAGE,
@@ -64,10 +65,12 @@ def fill_row(row, n, work, zero):
 def forward(rows, start, stop, thread, work, zero):
     """Runs stages: activation, depthwise, dense, and the sums that their batch norm needs; or max pools."""
     for n in range(start, stop):
+        copy = -1
         for r in range(len(rows)):
             row = rows[r]
-            if row[NEW]:
+            if row[COPY] != copy:
                 fill_row(row, n, work, zero)
+                copy = row[COPY]
             z, channels, outer = row[Z] + n * row[Z_IMAGE], row[CHANNELS], row[OUTER]
             at, plain, pixels, blocks = row[AT], row[PLAIN_OUT], row[PIXELS], row[BLOCKS]
             taps, count, x = row[TAPS], row[COUNT], row[WORK_X] + work
@@ -116,12 +119,12 @@ def output_gradient(row, terms, n, d, to, zero):
 def backward(rows, terms, start, stop, thread, work, zero):
     """Gradients of stages: of their weights, and of their inputs, summed over the stages that read the same one."""
     for n in range(start, stop):
-        used = False
+        copy, used = -1, False
         for r in range(len(rows)):
             row = rows[r]
-            if row[NEW]:
+            if row[COPY] != copy:
                 fill_row(row, n, work, zero)
-                used = False
+                copy, used = row[COPY], False
             channels, outer, plain, pixels = row[CHANNELS], row[OUTER], row[PLAIN_OUT], row[PIXELS]
             at, taps, count, blocks = row[AT], row[TAPS], row[COUNT], row[BLOCKS]
             x, d, dx, to = work + row[WORK_X], work + row[WORK_DY], work + row[WORK_DX], row[TO]
