@@ -63,8 +63,8 @@ class Tables:
         first: Numbers that come before all that are added.
 
     Attributes:
-        candidates: For every row that was added with them, the candidates that need it.
-        bases, offsets: Of all numbers, when nothing is added any more.
+        candidates: For every row that was added with them, until the end, the candidates that need it.
+        bases, offsets: Of all numbers, after the end.
         used: The bases that occur.
     """
 
@@ -84,7 +84,7 @@ class Tables:
     def close(self) -> None:
         """Ends the adding."""
         whole = np.concatenate([self._first, np.array(self._numbers, np.int64)])
-        self._first, self._numbers = whole[:0], []
+        self._first, self._numbers, self.candidates = whole[:0], [], []
         self.bases = np.maximum(whole >> SHIFT, 0)
         self.offsets = whole - (self.bases << SHIFT)
         self.used: list[int] = np.bincount(self.bases).nonzero()[0].tolist()

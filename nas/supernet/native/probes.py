@@ -73,8 +73,8 @@ class Probes:
     def _record(self, uses: Uses, bounds: Sequence[int]) -> None:
         """Turns what was built into arrays, of numbers, of rows and of tables, and into steps by state."""
         self.tables, steps = uses.room.tables, uses.room.steps
-        self.tables.close()
         candidates, places = self.tables.candidates, sorted(step.tables[0] for step in steps)
+        self.tables.close()
         self.needed = np.array([k for row in candidates for k in row], np.int64)
         self.starts = np.cumsum([0, *map(len, candidates)])[:-1]
         rows = [rows for _, rows, _ in places]
