@@ -47,7 +47,7 @@ class Probes:
     ) -> None:
         room = Room(signature, norms, forward.room.geometry)
         self.candidates, self.results = candidates, Region(GRADIENTS, room.size)
-        uses = Uses(forward.cell.name, room, forward.columns, self.results, self.results)
+        uses = Uses(forward.cell.name, room, forward.columns, self.results, self.results, probing=True)
         ends = self._build(forward, uses)
         before = len(room.steps)
         room.pack(0, _readers(uses))
@@ -164,12 +164,16 @@ def _sum_up(room: Room, terms: Sequence[Term]) -> None:
     room.temporary.reset()
     sums, rows = [], []
     for term in terms:
-        part = room.temporary.take(room.batch * 2 * term.norm.padded)
-        sums.append(room.sums(term, part))
-        rows.append(room.finish(term.norm, part, 0, 0, term.norm.weight, False))
-    candidates = [[term.norm.weight] for term in terms]
-    room.steps.append(Step(nodes.sum_up, (room.tables.add(sums, candidates),)))
-    room.steps.append(Step(finish, (room.tables.add(rows, candidates),)))
+        norm, part, means = term.norm, 0, 0
+        if term.row is not None and term.row.stage is not None:
+            part, means = term.row.fields["sums"], term.row.fields["part"]
+        else:
+            part = room.temporary.take(room.batch * 2 * norm.padded)
+            sums.append((room.sums(term, part), [norm.weight]))
+        rows.append(room.finish(norm, part, 0, 0, norm.weight, False, means))
+    if sums:
+        room.steps.append(Step(nodes.sum_up, (room.tables.add(*zip(*sums, strict=True)),)))
+    room.steps.append(Step(finish, (room.tables.add(rows, [[term.norm.weight] for term in terms]),)))
 
 
 def _readers(uses: Uses) -> dict[int, list[int]]:

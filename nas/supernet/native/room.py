@@ -72,12 +72,14 @@ class Room:
         image = 2 * norm.padded * self.size
         return [target.gradient, target.image, *source, norm.mean, norm.pixels, norm.padded, part, image]
 
-    def finish(self, norm: Norm, part: int, factor: int, out: int, value: int, constant: bool) -> list[int]:
+    def finish(
+        self, norm: Norm, part: int, factor: int, out: int, value: int, constant: bool, means: int = 0
+    ) -> list[int]:
         """Returns a row of `coefficients.finish` without the gradients of the norm's parameters."""
         scale, shift = (self.base(norm.module, name) if norm.module else 0 for name in ("weight", "bias"))
         return [
             part, 2 * norm.padded * self.size, norm.padded, norm.channels, norm.mean, norm.inverse, scale, shift,
-            norm.pixels, factor, int(norm.batch), out, 0, 0, value, int(constant),
+            norm.pixels, factor, int(norm.batch), out, 0, 0, value, int(constant), means,
         ]  # fmt: skip
 
     def pack(self, position: int, candidates: Mapping[int, Sequence[int]] | None = None) -> None:

@@ -21,8 +21,9 @@ STAGE = (
     "depthwise", "taps", "count", "dense", "dense_t", "outer",
     # Lists of pixels: of the padded copy for results and for inputs, plain ones, and their numbers.
     "at", "inside", "plain_out", "pixels", "blocks", "plain_in", "inputs", "input_blocks", "scale",
-    # The result: address, bytes of an image; sums for its batch norm.
-    "z", "z_image", "part", "part_image",
+    # The result: address, bytes of an image; sums for its batch norm. Of a probe, whose result is not kept: gradient of
+    # the node (0: it is none), bytes of an image, and where its sums with the result go, as many bytes as the others.
+    "z", "z_image", "part", "part_image", "g", "g_image", "sums",
     # The padded gradient of the convolution that reads the input: pixels of results and of inputs, taps, size.
     "to", "back", "back_taps", "back_size",
     # Gradients: of the result (rows of the second table), of weights (0: not wanted), of the input.
@@ -38,7 +39,7 @@ TERM = ("g", "g_image", "coefficients", "factor")
     SOURCE, SOURCE_IMAGE, HEIGHT, WIDTH, CHANNELS, MARGIN, ACT, COEFFICIENTS, COPY, LAST, MAXIMUM,
     DEPTHWISE, TAPS, COUNT, DENSE, DENSE_T, OUTER,
     AT, INSIDE, PLAIN_OUT, PIXELS, BLOCKS, PLAIN_IN, INPUTS, INPUT_BLOCKS, SCALE,
-    Z, Z_IMAGE, PART, PART_IMAGE,
+    Z, Z_IMAGE, PART, PART_IMAGE, G, G_IMAGE, SUMS,
     TO, BACK, BACK_TAPS, BACK_SIZE,
     FIRST_TERM, TERM_END, DEPTHWISE_GRADIENT, DENSE_GRADIENT, GRADIENT_THREAD, WANT_INPUT,
     OUT, OUT_IMAGE, KEEP, OUT_PART, OUT_PART_IMAGE, MEAN,
@@ -63,7 +64,7 @@ def fill_row(row, n, work, zero):
 
 @compiled
 def forward(rows, start, stop, thread, work, zero):
-    """Runs stages: activation, depthwise, dense, and the sums that their batch norm needs; or max pools."""
+    """Runs stages: activation, depthwise, dense, and the sums that batch norms and probes need; or max pools."""
     for n in range(start, stop):
         copy = -1
         for r in range(len(rows)):
@@ -74,6 +75,8 @@ def forward(rows, start, stop, thread, work, zero):
             z, channels, outer = row[Z] + n * row[Z_IMAGE], row[CHANNELS], row[OUTER]
             at, plain, pixels, blocks = row[AT], row[PLAIN_OUT], row[PIXELS], row[BLOCKS]
             taps, count, x = row[TAPS], row[COUNT], row[WORK_X] + work
+            if row[G]:
+                z = row[WORK_Z] + work
             if row[MAXIMUM]:
                 max_pool(x, at, taps, count, z, pixels, channels, zero)
             elif row[DENSE] == 0:
@@ -88,6 +91,9 @@ def forward(rows, start, stop, thread, work, zero):
                 scale(z, row[SCALE], pixels, outer, zero)
             if row[PART]:
                 moments(z, pixels, outer, row[PART] + n * row[PART_IMAGE], zero)
+            if row[G]:  # around the image's mean, since the batch's is not known yet
+                part, to = row[PART] + n * row[PART_IMAGE], row[SUMS] + n * row[PART_IMAGE]
+                sums(row[G] + n * row[G_IMAGE], z, part, pixels, outer, to, zero)
 
 
 @compiled

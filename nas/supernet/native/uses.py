@@ -22,6 +22,7 @@ class Uses:
         columns: Candidates of an edge, the most there are.
         results: Memory for the results of stages.
         pools: Memory for the results of pools.
+        probing: Whether of chains only the sums with the nodes' gradients are wanted.
 
     Attributes:
         factors: Of every candidate whose output is dropped at times, the number.
@@ -29,8 +30,10 @@ class Uses:
         rows: All stages and pools.
     """
 
-    def __init__(self, name: str, room: Room, columns: int, results: Region, pools: Region) -> None:
-        self.name, self.room, self.columns = name, room, columns
+    def __init__(
+        self, name: str, room: Room, columns: int, results: Region, pools: Region, *, probing: bool = False
+    ) -> None:
+        self.name, self.room, self.columns, self.probing = name, room, columns, probing
         self.results, self.pools = results, pools
         self.factors: Mapping[tuple[int, int], int] = {}
         self.scalars: list[tuple[nn.BatchNorm2d | None, int]] = []
@@ -72,14 +75,15 @@ class Uses:
             for use, depth, source, previous in pending:
                 assert isinstance(use.operation, Chain)
                 stage = use.operation.stages[depth]
-                row = self._stage(stage, source, previous)
+                final = depth + 1 == len(use.operation.stages)
+                row = self._stage(stage, source, previous, kept=not (self.probing and final))
                 row.candidates.append(self.number(use))
                 rows.append(row)
-                if depth + 1 < len(use.operation.stages):
+                if final:
+                    free.append(self._term(use, row.result, stage.norm, row))
+                else:
                     row.norm = self.room.norm(stage.norm, row.result, -1)
                     waiting.append((use, depth + 1, row.result, row))
-                else:
-                    free.append(self._term(use, row.result, stage.norm, row))
             rows.sort(key=lambda row: (row.source.address, row.fields["maximum"], row.fields["act"]))
             self.room.temporary.reset()
             self._run_level(rows, free)
@@ -99,6 +103,8 @@ class Uses:
         for number, group in enumerate(groups.values()):
             self._place(number, group)
         norms = [(row.norm, row) for row in rows if row.norm is not None] + [(term.norm, term.row) for term in terms]
+        for term in terms if self.probing else ():
+            self._sum_at_once(term)
         for norm, row in norms:
             if row is not None and norm.batch and not row.fields["part"]:
                 row.fields["part"] = self.room.temporary.take(self.room.batch * 2 * row.result.padded)
@@ -116,6 +122,14 @@ class Uses:
         self.scalars += [(norm.module, norm.weight) for norm, _ in norms]
         part = slice(start, len(self.scalars))
         self.room.steps.append(Step(normalise, (table,), lambda run: (run.scalars[part], run.images)))
+
+    def _sum_at_once(self, term: Term) -> None:
+        """Makes a chain's stage take the sums of a probe while an image's result is in the cache."""
+        if term.row is not None and term.row.stage is not None:
+            numbers = 2 * term.norm.padded
+            part, sums = (self.results.take(self.room.batch * numbers) for _ in range(2))
+            fields = {"part": part, "part_image": numbers * self.room.size, "sums": sums}
+            term.row.fields |= fields | {"g": term.target.gradient, "g_image": term.target.image}
 
     def _place(self, number: int, group: Sequence[Row]) -> None:
         """Fills in shapes and addresses of rows that share a padded copy of their input."""
@@ -159,12 +173,13 @@ class Uses:
         state.passing.append(term)
         return term
 
-    def _stage(self, stage: Stage, source: State, previous: Row | None) -> Row:
+    def _stage(self, stage: Stage, source: State, previous: Row | None, *, kept: bool) -> Row:
         reads = (stage.depthwise or stage.dense[0]).in_channels
         if reads != source.channels:
             raise RuntimeError(f"cell {self.name!r}: a convolution of {reads} channels reads {source.channels}")
         taps = self.room.geometry.taps(stage, source.height, source.width)
-        result = self.room.state(channels_of(stage), taps.out_height, taps.out_width, self.results)
+        region = self.results if kept else Region(self.results.base, self.room.size)
+        result = self.room.state(channels_of(stage), taps.out_height, taps.out_width, region)
         fields = dict.fromkeys(stages.STAGE, 0)
         fields["act"] = ("none", "relu", "relu6").index(stage.activation)
         if previous is not None and previous.norm is not None:
