@@ -1,6 +1,8 @@
 """Every backend computes what the reference computes: values, every gradient, batch-norm statistics, in float64."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -363,6 +365,19 @@ def test_native_counts_what_it_holds_until_the_backward_or_until_the_graph_is_dr
     assert native.held() == before
 
 
+def test_native_keeps_no_results_of_pools():
+    from nas.supernet import native
+
+    held, cell, before = {}, odd_cell(16, 1, "sum", False), native.held()
+    inputs = [torch.randn(2, 16, 16, 16, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    for name in ("skip", "max", "average"):
+        y = choose("native", CPU)(cell, inputs, Selection(((list(ODD).index(name),),) * len(EDGES)))
+        held[name] = native.held() - before
+        y.sum().backward()
+    node = y.numel() * 8
+    assert max(held["max"], held["average"]) < held["skip"] + node
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -397,7 +412,36 @@ def test_native_reads_no_memory_that_it_has_not_written(monkeypatch):
         assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
-def test_native_gives_the_same_bits_on_any_number_of_threads():
+def test_native_probes_what_a_decision_asks_for_whatever_was_probed_before():
+    cell = odd_cell(5, 2, "concatenate", True)
+    inputs = [torch.randn(2, 10, 6, 7, generator=keyed(0, "input", i), dtype=torch.float64) for i in (0, 1)]
+    weights = torch.rand(len(EDGES), len(ODD), generator=keyed(0, "weights"), dtype=torch.float64, requires_grad=True)
+    for seed in range(8):
+        draws = keyed(seed, "decision")
+        chosen = torch.randint(0, KNOWN, (len(EDGES),), generator=draws)
+        live = torch.rand(len(EDGES), len(ODD), generator=draws) < (0.1, 0.9, 0.0)[seed % 3]
+        live &= torch.arange(len(ODD)) < KNOWN
+        hard = nn.functional.one_hot(chosen, len(ODD)).double()
+        selection = Selection.single_path(hard + weights - weights.detach(), live)
+        cell.train(seed != 4)
+        plain = copy.deepcopy(cell)
+        found = run_cell(choose("native", CPU), cell, inputs, selection)
+        assert_agree(found, run_cell(reference.run_cell, plain, inputs, selection))
+
+
+def test_what_native_knows_of_a_cell_goes_with_the_cell():
+    cell = odd_cell(3, 1, "sum", True)
+    inputs = [torch.randn(2, 6, 5, 5, dtype=torch.float64) for _ in range(2)]
+    weights = torch.rand(len(EDGES), len(ODD), dtype=torch.float64, requires_grad=True)
+    run_cell(choose("native", CPU), cell, inputs, sampled_known(weights, cell))
+    left = weakref.ref(cell)
+    del cell
+    gc.collect()
+    assert left() is None
+
+
+@pytest.mark.parametrize("make", [known, sampled_known])
+def test_native_gives_the_same_bits_on_any_number_of_threads(make):
     cell = odd_cell(16, 1, "sum", False)
     inputs = [torch.randn(4, 16, 48, 48, generator=keyed(0, "input", i), dtype=torch.float64) for i in (0, 1)]
     weights = torch.rand(len(EDGES), len(ODD), generator=keyed(0, "weights"), dtype=torch.float64, requires_grad=True)
@@ -405,7 +449,7 @@ def test_native_gives_the_same_bits_on_any_number_of_threads():
     for threads in (1, 3):
         torch.set_num_threads(threads)
         try:
-            found.append(run_cell(choose("native", CPU), copy.deepcopy(cell), inputs, known(weights, cell)))
+            found.append(run_cell(choose("native", CPU), copy.deepcopy(cell), inputs, make(weights, cell)))
         finally:
             torch.set_num_threads(1)
     # Sums over images are kept per image and added in order; only the gradients of weights are added by thread.

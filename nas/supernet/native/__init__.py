@@ -6,8 +6,9 @@ hands the tables, pass by pass, to compiled functions (`stages`, `nodes`, `coeff
 that an image stays in the cache, on `kernels` and `images`, whose inner loops keep results in registers (`vectors`).
 
 What is gained, and where: one ReLU and one padded copy for all edges that leave a state; pools once per state; batch
-norm folded into the sum that makes a node, with an analytic backward; depthwise results recomputed, not kept; memory
-that is used again (`memory`); nothing computed that a step throws away. The autograd graph has one node per cell.
+norm folded into the sum that makes a node, with an analytic backward; results of depthwise convolutions and of pools
+computed again, not kept; memory that is used again (`memory`); tables of probes that fit every decision (`probes`);
+nothing computed that a step throws away. The autograd graph has one node per cell.
 """
 
 from nas.supernet.native.execution import run_cell as run_cell

@@ -17,10 +17,11 @@ without a norm. out: where a and b go."""
 
 (
     F_PART, F_PART_IMAGE, F_PADDED, F_CHANNELS, F_MEAN, F_INVERSE, F_GAMMA, F_BETA, F_PIXELS, F_FACTOR, F_BATCH, F_OUT,
-    F_GAMMA_GRADIENT, F_BETA_GRADIENT, F_VALUE, F_CONSTANT,
-) = range(16)  # fmt: skip
-"""part: sums from `sum_up`. batch: whether batch statistics were used. out: where A, B and D go, 0 if not wanted.
-value: index of the weight's gradient, -1 if not wanted; constant: whether it is an offset's, the sum of g alone."""
+    F_GAMMA_GRADIENT, F_BETA_GRADIENT, F_VALUE, F_CONSTANT, F_MEANS,
+) = range(17)  # fmt: skip
+"""part: sums from `sum_up`. means: each image's, if the sums are around those (0: around the batch's). batch: whether
+batch statistics were used. out: where A, B and D go, 0 if not wanted. value: index of the weight's gradient, -1 if not
+wanted; constant: whether it is an offset's, the sum of g alone."""
 
 
 @compiled
@@ -82,7 +83,7 @@ def finish(rows, weights, values, images, zero):
     """Turns sums into the gradients of weights, gamma and beta, and into the coefficients A, B and D.
 
     Args:
-        rows: (R, 16) int64.
+        rows: (R, 17) int64.
         weights: (R,) float64.
         values: Gradients of weights and offsets, added to, float64.
         images: Images of the batch.
@@ -93,7 +94,9 @@ def finish(rows, weights, values, images, zero):
         weight, padded, value = weights[r], row[F_PADDED], 0.0
         count = images * row[F_PIXELS]
         for c in range(padded):
-            s, g = 0.0, 0.0
+            s, g, mean = 0.0, 0.0, 0.0
+            if row[F_MEAN]:
+                mean += get(row[F_MEAN], c, zero)
             for n in range(images if row[F_PART] else 0):
                 part = row[F_PART] + n * row[F_PART_IMAGE]
                 factor = 1.0
@@ -101,12 +104,14 @@ def finish(rows, weights, values, images, zero):
                     factor = float(get(row[F_FACTOR], n, zero))
                 s += factor * get(part, c, zero)
                 g += factor * get(part, padded + c, zero)
+                if row[F_MEANS]:
+                    s += (get(row[F_MEANS] + n * row[F_PART_IMAGE], c, zero) - mean) * get(part, padded + c, zero)
             inside = c < row[F_CHANNELS]
             a, b, d = weight, 0.0, 0.0
             if row[F_CONSTANT]:
                 value += g
             elif row[F_MEAN]:
-                mean, inverse = get(row[F_MEAN], c, zero), float(get(row[F_INVERSE], c, zero))
+                inverse = float(get(row[F_INVERSE], c, zero))
                 gamma, beta = 1.0, 0.0
                 if row[F_GAMMA]:
                     gamma = float(get(row[F_GAMMA], c, zero)) if inside else 0.0

@@ -28,6 +28,7 @@ from nas.supernet.native.layout import (
     SAVED,
     TEMPORARY,
 )
+from nas.supernet.native.probes import Probes
 from nas.supernet.native.program import Program
 from nas.supernet.native.records import Signature
 from nas.supernet.plan import Chain, Identity, Opaque, Plan, Sum, plan, reached
@@ -55,8 +56,8 @@ def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) ->
     if program is None:
         if not known.programs and not is_compiled():
             _say_once("compiling kernels for this machine, once, for up to half a minute")
-        geometry = known.geometry.setdefault(signature.size, Geometry(signature.size))
-        program = Program(cell, signature, parameters, known.norms, geometry)
+        geometry = known.geometry.setdefault(signature.size, Geometry(signature.size, cell.cell))
+        program = Program(cell, signature, parameters, known.norms, geometry, known.probes)
         if len(known.programs) >= PROGRAMS:
             del known.programs[next(iter(known.programs))]
         known.programs[signature] = program
@@ -69,7 +70,7 @@ def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) ->
 
 
 class _Known:
-    """What is found out once about a cell: plan, norms, where its parameters are; and its newest programs."""
+    """What is found out once about a cell: plan, norms, where its parameters are, probes; and its newest programs."""
 
     def __init__(self, cell: MixedCell) -> None:
         self.plan = plan(cell)
@@ -83,6 +84,7 @@ class _Known:
         self.owners = _owners(cell)
         self.programs: dict[Signature, Program] = {}
         self.geometry: dict[int, Geometry] = {}
+        self.probes: dict[Signature, Probes] = {}
 
 
 def _owners(cell: MixedCell) -> list[int]:

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from nas.space import Cell
 from nas.supernet.native.kernels import BLOCK
-from nas.supernet.native.layout import CONSTANTS, SHIFT, WORK
+from nas.supernet.native.layout import CONSTANTS, FIRST, SHIFT, WORK
 from nas.supernet.plan import Pool, Stage
 
 Numbers = NDArray[np.int64] | NDArray[np.float64]
@@ -57,10 +59,20 @@ class Geometry:
 
     Args:
         size: Bytes of a number.
+        graph: Of the cell.
+
+    Attributes:
+        states: Base that stands for the first state in tables of probes.
+        first: Base of the cell's first tensor.
+        tensors: By number of base, where the cell's tensors are found, since a tensor itself may be replaced.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, graph: Cell) -> None:
         self.size, self.kind = size, np.float32 if size == 4 else np.float64
+        self.states = FIRST + 2 * graph.inputs
+        self.first = self.states + 2 * (graph.inputs + len(graph.order))
+        self.tensors: dict[int, tuple[dict[str, Any], str]] = {}
+        self._tensors: dict[tuple[int, str], int] = {}
         self.convolutions: dict[int, tuple[list[list[int]], int]] = {}
         self._taps: dict[tuple[int, int, int], Taps] = {}
         self._fields: dict[tuple[int, ...], dict[str, int]] = {}
@@ -68,6 +80,18 @@ class Geometry:
         self._places: dict[object, int] = {}
         self._lists: list[NDArray[np.uint8]] = []
         self._memory, self._used = torch.empty(0, dtype=torch.uint8), 0
+
+    def tensor(self, module: nn.Module, name: str) -> int:
+        """Returns the address of a module's parameter or buffer; 0 if it has none of that name."""
+        key = (id(module), name)
+        found = self._tensors.get(key)
+        if found is None:
+            owner: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
+            base = 0 if owner[name] is None else self.first + len(self.tensors)
+            if base:
+                self.tensors[base] = owner, name
+            found = self._tensors[key] = base << SHIFT
+        return found
 
     def taps(self, part: Stage | Pool, height: int, width: int) -> Taps:
         """Returns how a stage or a pool reads an input of this size."""

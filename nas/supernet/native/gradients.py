@@ -7,7 +7,7 @@ from torch import nn
 
 import nas.supernet.native.nodes as nodes
 import nas.supernet.native.stages as stages
-from nas.supernet.native.coefficients import finish, unpack
+from nas.supernet.native.coefficients import F_BETA_GRADIENT, F_GAMMA_GRADIENT, finish, unpack
 from nas.supernet.native.forward import Forward
 from nas.supernet.native.layout import (
     FIRST,
@@ -19,8 +19,8 @@ from nas.supernet.native.layout import (
     Tables,
     images,
 )
-from nas.supernet.native.probes import probe
-from nas.supernet.native.records import Norm, Row, State, Step, Term, last, modules_of, once, parts_of
+from nas.supernet.native.probes import Probes
+from nas.supernet.native.records import Norm, Row, State, Step, last, modules_of, once, parts_of
 from nas.supernet.plan import Nothing, Stage
 
 
@@ -30,13 +30,13 @@ class Backward:
     Args:
         forward: The forward; its `saved` memory also gets the coefficients found here.
         parameters: The cell's parameters, as `Signature.wanted` lists them.
+        probes: Of the cell; None if nothing is probed.
     """
 
-    def __init__(self, forward: Forward, parameters: Sequence[nn.Parameter]) -> None:
-        self.forward, self.signature = forward, forward.signature
+    def __init__(self, forward: Forward, parameters: Sequence[nn.Parameter], probes: Probes | None) -> None:
+        self.forward, self.signature, self.probes = forward, forward.signature, probes
         self.region, self.tables = Region(GRADIENTS, forward.room.size), Tables()
         self.steps: list[Step] = []
-        forward.room.steps, forward.room.tables = self.steps, self.tables  # probes are built as forwards of their own
         self.places: dict[int, int] = {}
         self.wanted = [p for p, wanted in zip(parameters, self.signature.wanted, strict=True) if wanted]
         used = 0
@@ -51,6 +51,7 @@ class Backward:
 
     def _build(self) -> None:
         forward = self.forward
+        probed: dict[int, list[Step]] = {}
         states = [*forward.states.values()]
         order = [*forward.raw, *(s for s in states if all(s is not raw for raw in forward.raw))]
         for i, raw in enumerate(forward.raw):
@@ -70,10 +71,14 @@ class Backward:
                 numbers = forward.room.batch * state.pixels * state.padded
                 base = (FIRST + len(forward.raw) + i) << SHIFT
                 state.gradient = base if direct else self.region.take(numbers)
+        if self.probes is not None:
+            probed, first = self.probes.take(forward, self.region)
+            self.tables = Tables(first)
         self._import()
+        self._find_again([rows for state in order for rows in state.levels])
         for state in reversed(order):
             mark = self.region.used
-            probe(forward, state, self.region, self._sum_up)
+            self.steps += probed.get(id(state), [])
             self._through(state)
             for rows in reversed(state.levels):
                 self._level(state, rows)
@@ -82,8 +87,16 @@ class Backward:
                 clear = self.tables.add([[state.gradient, forward.room.batch * state.pixels * state.padded]])
                 self.steps.append(Step(nodes.zero_out, (clear,), once))
             if state.wanted and state.terms:
-                self._sum_up(state, state.terms)
+                self._sum_up(state)
         self._export()
+
+    def _find_again(self, levels: Sequence[Sequence[Row]]) -> None:
+        """Runs pools again: this takes a fiftieth of a step, and keeping their results a tenth of what is kept."""
+        pools = [row for rows in levels for row in rows if row.stage is None]
+        used = [row.fields | {"part": 0} for row in pools if any(term.target.wanted for term in row.terms)]
+        if used:
+            rows = [stages.in_order(fields | {"copy": i}) for i, fields in enumerate(used)]
+            self.steps.append(Step(stages.forward, (self.tables.add(rows),)))
 
     def wants(self, module: nn.Module) -> bool:
         """Returns whether the gradient of any of a module's own parameters is wanted."""
@@ -130,45 +143,31 @@ class Backward:
 
     # Coefficients
 
-    def _sum_up(self, target: State, terms: Sequence[Term], probing: bool = False) -> None:
+    def _sum_up(self, target: State) -> None:
         """Finds what the terms of a node need of its gradient: sums, then coefficients and gradients of weights."""
         forward, sums, rows, weights = self.forward, [], [], []
         forward.room.temporary.reset()
-        for term in terms:
-            norm, z = term.norm, term.z or target
-            module = norm.module
-            value = -1
+        for term in target.terms:
+            norm, part, value = term.norm, 0, -1
             if self.signature.values and term.edge >= 0:
                 offset = len(forward.plan.sources) * forward.columns + term.edge
                 value = offset if term.z is None else norm.weight
-            part = 0
-            if value >= 0 or norm.batch or (module is not None and self.wants(module)):
+            if value >= 0 or norm.batch or (norm.module is not None and self.wants(norm.module)):
                 part = forward.room.temporary.take(forward.room.batch * 2 * norm.padded)
-                source = [target.gradient, target.image, z.address if term.z else target.gradient, z.image]
-                image = 2 * norm.padded * forward.room.size
-                sums.append([*source, norm.mean, norm.pixels, norm.padded, part, image])
+                sums.append(forward.room.sums(term, part))
             out = forward.room.saved.take(3 * norm.padded)
             self.coefficients[id(term)] = out
-            rows.append(self._finish_row(norm, part, term.factor, out, value, term.z is None, probing))
+            rows.append(self._finish_row(norm, part, term.factor, out, value, term.z is None))
             weights.append(norm.weight)
         if sums:
             self.steps.append(Step(nodes.sum_up, (self.tables.add(sums),)))
         self._finish(rows, weights)
 
-    def _finish_row(
-        self, norm: Norm, part: int, factor: int, out: int, value: int, constant: bool, probing: bool = False
-    ) -> list[int]:
-        module = norm.module
-        image = 2 * norm.padded * self.forward.room.size
-        scale = shift = scale_gradient = shift_gradient = 0
+    def _finish_row(self, norm: Norm, part: int, factor: int, out: int, value: int, constant: bool) -> list[int]:
+        row, module = self.forward.room.finish(norm, part, factor, out, value, constant), norm.module
         if module is not None:
-            scale, shift = self.forward.room.base(module, "weight"), self.forward.room.base(module, "bias")
-        if module is not None and not probing:
-            scale_gradient, shift_gradient = self.place(module.weight), self.place(module.bias)
-        return [
-            part, image, norm.padded, norm.channels, norm.mean, norm.inverse, scale, shift, norm.pixels, factor,
-            int(norm.batch), out, scale_gradient, shift_gradient, value, int(constant),
-        ]  # fmt: skip
+            row[F_GAMMA_GRADIENT], row[F_BETA_GRADIENT] = self.place(module.weight), self.place(module.bias)
+        return row
 
     def _finish(self, rows: Sequence[Sequence[int]], weights: Sequence[int]) -> None:
         places = np.array(weights)
@@ -199,7 +198,6 @@ class Backward:
         groups = [row.group for row in chosen]
         for i, row in enumerate(chosen):
             fields = row.fields | {
-                "new": int(i == 0 or groups[i] != groups[i - 1]),
                 "last": int(i == len(chosen) - 1 or groups[i] != groups[i + 1]),
                 "term": len(terms),
                 "want_input": int(state.wanted if row.previous is None else self._upstream(state, row.previous)),

@@ -14,8 +14,11 @@ SAVED, TEMPORARY, GRADIENTS, CONSTANTS, OUTPUT, OUTPUT_GRADIENT, PARAMETER_GRADI
 WORK = {"work_x": 9, "work_y": 10, "work_z": 11, "work_dy": 12, "work_dx": 13}
 """Memory of the first thread: padded input, result of the depthwise, gradients of result, of it, and of the input."""
 
-FIRST = 14
-"""The inputs' bases, then those of their gradients, then the cell's own tensors'."""
+POOLS = 14
+"""Results of pools, which are found again in the backward."""
+
+FIRST = 15
+"""The inputs' bases, then their gradients', then (see `probes`) two for each state, then the cell's tensors'."""
 
 Table = NDArray[np.int64]
 Place = tuple[int, int, int]
@@ -54,26 +57,39 @@ class Region:
 
 
 class Tables:
-    """Rows of addresses and sizes, made into tables for one run."""
+    """Rows of addresses and sizes, made into tables for one run.
 
-    def __init__(self) -> None:
+    Args:
+        first: Numbers that come before all that are added.
+
+    Attributes:
+        candidates: For every row that was added with them, until the end, the candidates that need it.
+        bases, offsets: Of all numbers, after the end.
+        used: The bases that occur.
+    """
+
+    def __init__(self, first: Table | None = None) -> None:
+        self._first = np.empty(0, np.int64) if first is None else first
         self._numbers: list[int] = []
+        self.candidates: list[Sequence[int]] = []
 
-    def add(self, rows: Sequence[Sequence[int]]) -> Place:
+    def add(self, rows: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]] = ()) -> Place:
         """Adds a table and returns where it will be."""
-        start = len(self._numbers)
+        start = len(self._first) + len(self._numbers)
         for row in rows:
             self._numbers += row
+        self.candidates += candidates
         return start, len(rows), len(rows[0]) if rows else 1
 
     def close(self) -> None:
         """Ends the adding."""
-        whole = np.array(self._numbers, np.int64)
-        self._numbers = []
-        self._bases = np.maximum(whole >> SHIFT, 0)
-        self._offsets = whole - (self._bases << SHIFT)
+        whole = np.concatenate([self._first, np.array(self._numbers, np.int64)])
+        self._first, self._numbers, self.candidates = whole[:0], [], []
+        self.bases = np.maximum(whole >> SHIFT, 0)
+        self.offsets = whole - (self.bases << SHIFT)
+        self.used: list[int] = np.bincount(self.bases).nonzero()[0].tolist()
 
     def resolve(self, bases: Table) -> Table:
         """Returns all tables, flat, with addresses in the place of offsets."""
-        resolved: Table = bases[self._bases] + self._offsets
+        resolved: Table = bases[self.bases] + self.offsets
         return resolved

@@ -58,13 +58,15 @@ class Packing:
         """Returns the rows, as `coefficients.pack` reads them, of a convolution and of those at its side."""
         return self.rows[id(conv)]
 
-    def new(self, known: set[int]) -> tuple[list[list[int]], list[list[int]]]:
-        """Returns the rows of what is not known yet, and the stretches of memory to set to zero before."""
-        keys = [key for key in self.rows if key not in known]
+    def all(self) -> tuple[list[tuple[int, list[int]]], list[tuple[int, list[int]]]]:
+        """Returns all rows, and the stretches of memory to set to zero before, each with the first convolution's id."""
         clear = [
-            [place, self.places[key][2]] for key in keys for place in self.places[key][:2] if place and self._gaps(key)
+            (key, [place, numbers])
+            for key, (*places, numbers) in self.places.items()
+            for place in places
+            if place and self._gaps(key)
         ]
-        return [row for key in keys for row in self.rows[key]], clear
+        return [(key, row) for key, rows in self.rows.items() for row in rows], clear
 
     def _gaps(self, key: int) -> bool:
         """Returns whether padding leaves numbers that no weight fills."""

@@ -15,7 +15,8 @@ from nas.supernet.cell import MixedCell
 from nas.supernet.native.forward import Forward
 from nas.supernet.native.geometry import Geometry
 from nas.supernet.native.gradients import Backward
-from nas.supernet.native.layout import CONSTANTS, FIRST, SHIFT, WORK, Table, Tables
+from nas.supernet.native.layout import CONSTANTS, FIRST, POOLS, SHIFT, TEMPORARY, WORK, Table, Tables
+from nas.supernet.native.probes import Probes, probes_of
 from nas.supernet.native.records import Run, Signature, Step
 
 
@@ -28,6 +29,7 @@ class Program:
         parameters: The cell's parameters, in the order of `signature.wanted`.
         norms: Its batch norms, in the order of `signature.training`.
         geometry: Its geometry.
+        probes: What is known of its probes.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Program:
         parameters: Sequence[nn.Parameter],
         norms: Sequence[nn.BatchNorm2d],
         geometry: Geometry,
+        probes: dict[Signature, Probes],
     ) -> None:
         forward = Forward(cell, signature, norms, geometry)
         self.signature, self.geometry, self.tables, self.steps = (
@@ -48,21 +51,22 @@ class Program:
         self.tables.close()
         self.backward: Tables | None = None
         if signature.gradient:
-            back = Backward(forward, parameters)
+            back = Backward(forward, parameters, probes_of(forward, norms, probes) if signature.probes else None)
             self.backward, self.backward_steps, self.back_size = back.tables, back.steps, back.region.most
             self.backward.close()
             self.learned = [(p.shape, id(p) in back.touched) for p in back.wanted]
             self.reads = [state.wanted for state in forward.raw]
-        self.out_shape, self.imports, self.tensors = forward.out_shape, forward.imports, forward.room.tensors
-        self.saved_size, self.temporary_size = forward.room.saved.most, forward.room.temporary.most
+        self.out_shape, self.imports = forward.out_shape, forward.imports
+        self.saved_size, self.pools_start = forward.room.saved.most, forward.room.temporary.most
+        self.temporary_size = self.pools_start + forward.room.pools.most
         self.factor_count = forward.factor_count
         self.offsets = [(e, norm.out & ((1 << SHIFT) - 1), norm.padded, norm.channels) for e, norm in forward.offsets]
         self.edges, self.columns = len(forward.plan.sources), forward.columns
         forward.close()
         self.work = geometry.work()
         self.thread_size = sum(self.work.values())
-        self.norms = [module for module, _ in forward.scalars]
-        self.weights = np.array([index for _, index in forward.scalars], np.int64)
+        self.norms = [module for module, _ in forward.uses.scalars]
+        self.weights = np.array([index for _, index in forward.uses.scalars], np.int64)
         self.eps = np.array([0.0 if norm is None else norm.eps for norm in self.norms])
         single = signature.size == 4
         self.dtype = torch.float32 if single else torch.float64
@@ -77,7 +81,7 @@ class Program:
             weights: One number for every candidate of every edge, and a one.
         """
         work = memory.take(self.signature.threads * self.thread_size)
-        tables = self.tables.resolve(self._bases(inputs, given, work))
+        tables = self.tables.resolve(self._bases(self.tables, inputs, given, work))
         for (start, _, _), i in self.imports:
             x = inputs[i]
             tables[start + 1 : start + 5] = [x.stride(0) * x.element_size(), x.stride(1), x.stride(2), x.stride(3)]
@@ -90,7 +94,7 @@ class Program:
         """Runs the backward and returns the gradients of `weights` (without the one), then those of the offsets."""
         assert self.backward is not None
         work = memory.take(self.signature.threads * self.thread_size)
-        tables = self.backward.resolve(self._bases(inputs, given, work))
+        tables = self.backward.resolve(self._bases(self.backward, inputs, given, work))
         run = self._run(weights)
         self._execute(self.backward_steps, tables, run)
         memory.give(work)
@@ -102,19 +106,21 @@ class Program:
         values = np.zeros(self.edges * self.columns + self.edges)
         return Run(self.signature.shapes[0][0], self.signature.threads, scalars, weights, values)
 
-    def _bases(self, inputs: Sequence[Tensor], given: dict[int, Tensor], work: Tensor) -> Table:
-        """Returns the addresses of everything, by number of base."""
-        tensors = [getattr(module, name) for module, name in self.tensors]
-        bases = np.zeros(FIRST + 2 * len(inputs) + len(tensors), np.int64)
+    def _bases(self, tables: Tables, inputs: Sequence[Tensor], given: dict[int, Tensor], work: Tensor) -> Table:
+        """Returns the addresses of everything that tables name, by number of base."""
+        tensors = self.geometry.tensors
+        bases = np.zeros(self.geometry.first + len(tensors), np.int64)
         for base, tensor in given.items():
             bases[base] = tensor.data_ptr()
+        bases[POOLS] = given[TEMPORARY].data_ptr() + self.pools_start
         start = work.data_ptr()
         for name, size in self.work.items():
             bases[WORK[name]] = start
             start += size
         bases[CONSTANTS] = self.geometry.memory().data_ptr()
         bases[FIRST : FIRST + len(inputs)] = [x.data_ptr() for x in inputs]
-        bases[FIRST + 2 * len(inputs) :] = [tensor.data_ptr() for tensor in tensors]
+        used = [base for base in tables.used if base in tensors]
+        bases[used] = [owner[name].data_ptr() for owner, name in map(tensors.__getitem__, used)]
         return bases
 
     def _execute(self, steps: Sequence[Step], tables: Table, run: Run) -> None:

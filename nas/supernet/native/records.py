@@ -96,7 +96,7 @@ class Norm:
 
 @dataclass(eq=False)
 class Row:
-    """A stage at work: the fields of `stages.STAGE`, and what the backward needs to know."""
+    """A stage at work: the fields of `stages.STAGE`, what the backward needs to know, and the candidates it serves."""
 
     fields: dict[str, int]
     stage: Stage | None
@@ -106,6 +106,7 @@ class Row:
     taps: Taps
     previous: "Row | None" = None
     following: "Row | None" = None
+    candidates: list[int] = field(default_factory=list)
     terms: list["Term"] = field(default_factory=list)
 
     @property

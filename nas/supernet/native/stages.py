@@ -14,14 +14,16 @@ from nas.supernet.native.kernels import INT, dense, dense_weight, depthwise, dep
 from nas.supernet.native.vectors import cast, fma, get, lanes, load, splat, store, where_larger
 
 STAGE = (
-    # The input: address, bytes of an image, shape; margin of the padded copy; activation and a, b before it.
-    "source", "source_image", "height", "width", "channels", "margin", "act", "coefficients", "new", "last", "maximum",
+    # The input: address, bytes of an image, shape; margin of the padded copy; activation and a, b before it; number of
+    # the copy, made anew where it is not that of the row before; whether no row after this one reads it.
+    "source", "source_image", "height", "width", "channels", "margin", "act", "coefficients", "copy", "last", "maximum",
     # Weights and taps, in pixels of the padded copy; addresses of 0 stand for what is absent.
     "depthwise", "taps", "count", "dense", "dense_t", "outer",
     # Lists of pixels: of the padded copy for results and for inputs, plain ones, and their numbers.
     "at", "inside", "plain_out", "pixels", "blocks", "plain_in", "inputs", "input_blocks", "scale",
-    # The result: address, bytes of an image; sums for its batch norm.
-    "z", "z_image", "part", "part_image",
+    # The result: address, bytes of an image; sums for its batch norm. Of a probe, whose result is not kept: gradient of
+    # the node (0: it is none), bytes of an image, and where its sums with the result go, as many bytes as the others.
+    "z", "z_image", "part", "part_image", "g", "g_image", "sums",
     # The padded gradient of the convolution that reads the input: pixels of results and of inputs, taps, size.
     "to", "back", "back_taps", "back_size",
     # Gradients: of the result (rows of the second table), of weights (0: not wanted), of the input.
@@ -34,10 +36,10 @@ TERM = ("g", "g_image", "coefficients", "factor")
 """A gradient of the result: address, bytes of an image, coefficients A, B, D, and a factor for each image (or 0)."""
 
 (
-    SOURCE, SOURCE_IMAGE, HEIGHT, WIDTH, CHANNELS, MARGIN, ACT, COEFFICIENTS, NEW, LAST, MAXIMUM,
+    SOURCE, SOURCE_IMAGE, HEIGHT, WIDTH, CHANNELS, MARGIN, ACT, COEFFICIENTS, COPY, LAST, MAXIMUM,
     DEPTHWISE, TAPS, COUNT, DENSE, DENSE_T, OUTER,
     AT, INSIDE, PLAIN_OUT, PIXELS, BLOCKS, PLAIN_IN, INPUTS, INPUT_BLOCKS, SCALE,
-    Z, Z_IMAGE, PART, PART_IMAGE,
+    Z, Z_IMAGE, PART, PART_IMAGE, G, G_IMAGE, SUMS,
     TO, BACK, BACK_TAPS, BACK_SIZE,
     FIRST_TERM, TERM_END, DEPTHWISE_GRADIENT, DENSE_GRADIENT, GRADIENT_THREAD, WANT_INPUT,
     OUT, OUT_IMAGE, KEEP, OUT_PART, OUT_PART_IMAGE, MEAN,
@@ -62,15 +64,19 @@ def fill_row(row, n, work, zero):
 
 @compiled
 def forward(rows, start, stop, thread, work, zero):
-    """Runs stages: activation, depthwise, dense, and the sums that their batch norm needs; or max pools."""
+    """Runs stages: activation, depthwise, dense, and the sums that batch norms and probes need; or max pools."""
     for n in range(start, stop):
+        copy = -1
         for r in range(len(rows)):
             row = rows[r]
-            if row[NEW]:
+            if row[COPY] != copy:
                 fill_row(row, n, work, zero)
+                copy = row[COPY]
             z, channels, outer = row[Z] + n * row[Z_IMAGE], row[CHANNELS], row[OUTER]
             at, plain, pixels, blocks = row[AT], row[PLAIN_OUT], row[PIXELS], row[BLOCKS]
             taps, count, x = row[TAPS], row[COUNT], row[WORK_X] + work
+            if row[G]:
+                z = row[WORK_Z] + work
             if row[MAXIMUM]:
                 max_pool(x, at, taps, count, z, pixels, channels, zero)
             elif row[DENSE] == 0:
@@ -85,6 +91,9 @@ def forward(rows, start, stop, thread, work, zero):
                 scale(z, row[SCALE], pixels, outer, zero)
             if row[PART]:
                 moments(z, pixels, outer, row[PART] + n * row[PART_IMAGE], zero)
+            if row[G]:  # around the image's mean, since the batch's is not known yet
+                part, to = row[PART] + n * row[PART_IMAGE], row[SUMS] + n * row[PART_IMAGE]
+                sums(row[G] + n * row[G_IMAGE], z, part, pixels, outer, to, zero)
 
 
 @compiled
@@ -116,12 +125,12 @@ def output_gradient(row, terms, n, d, to, zero):
 def backward(rows, terms, start, stop, thread, work, zero):
     """Gradients of stages: of their weights, and of their inputs, summed over the stages that read the same one."""
     for n in range(start, stop):
-        used = False
+        copy, used = -1, False
         for r in range(len(rows)):
             row = rows[r]
-            if row[NEW]:
+            if row[COPY] != copy:
                 fill_row(row, n, work, zero)
-                used = False
+                copy, used = row[COPY], False
             channels, outer, plain, pixels = row[CHANNELS], row[OUTER], row[PLAIN_OUT], row[PIXELS]
             at, taps, count, blocks = row[AT], row[TAPS], row[COUNT], row[BLOCKS]
             x, d, dx, to = work + row[WORK_X], work + row[WORK_DY], work + row[WORK_DX], row[TO]
