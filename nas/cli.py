@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from nas.errors import Interrupted, NasError, ResourceError
+from nas.runs.diagnose.options import OPTIONS
 
 GROUPS = {
     "selectors": "nas.selectors",
@@ -69,6 +70,8 @@ BENCH = [
     *OUTPUT,
 ]
 
+DIAGNOSE = [*WHAT[:2], *WHAT[3:], *OPTIONS, DEVICE, SET, *OUTPUT]  # --selectors takes the place of --selector
+
 
 def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command]:
     """Returns a decorator that adds options to a command, in this order."""
@@ -92,6 +95,7 @@ def cli() -> None:
     nas run --space my_space.py:MySpace       a search space of your own
     nas list                                  what there is to choose from
     nas bench --space darts                   how fast a step is, and what memory it needs
+    nas diagnose --selectors st-gs,reinforce  how far their gradients are from the exact one
     nas resume runs/NAME                      goes on after any stop; so does the same command again
     """
 
@@ -232,6 +236,24 @@ def bench(**options: Any) -> None:
     from nas import commands
 
     commands.bench(options)
+
+
+@cli.command(short_help="Compare selectors' architecture gradients with the exact one.")
+@with_options(DIAGNOSE)
+def diagnose(**options: Any) -> None:
+    """Compare selectors' architecture gradients with the exact one: bias, variance, and what they cost.
+
+    Exact is the gradient of the expected loss over sampled architectures, by trying them all on one batch; a space of
+    more than 1,024 is reduced first. A selector named by --set or --config has its settings from there.
+
+    \b
+    nas diagnose --selectors st-gs,pair-reinmax,my.py:Mine --temperatures .3,1 --draws 1000 --plot gradients.png
+    nas diagnose --selectors reinforce --set selector.name=reinforce --set selector.decisions=4 --json
+    nas diagnose --space darts --set space.channels=4 --selectors softmax,score-cv --reference sampled
+    """
+    from nas import commands
+
+    commands.diagnose(options)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,14 @@ from nas.files import read_json
 from nas.report import results
 from nas.report.bench import show_bench
 from nas.report.catalogue import catalogue
+from nas.report.diagnose import check_plot, plot_diagnosis, show_diagnosis
 from nas.report.doctor import examine
 from nas.report.tables import show
 from nas.runs.bench import bench as measure
 from nas.runs.configuration import Config
+from nas.runs.diagnose.measure import Settings
+from nas.runs.diagnose.measure import diagnose as judge
+from nas.runs.diagnose.subjects import subjects
 from nas.runs.folder import STAGES, Run, default_folder
 from nas.runs.pipeline import execute
 from nas.space import Genotype, Task
@@ -85,6 +89,25 @@ def bench(options: Options) -> None:
         results.print_json(found)
     else:
         show_bench(found)
+
+
+def diagnose(options: Options) -> None:
+    """Judges the gradients of selectors and prints, and perhaps draws, what it found."""
+    threads = options["threads"]
+    layers = [] if threads is None else [from_mapping({"threads": threads}, "--threads")]
+    config = configure({**options, "selector": None, "benchmark": None, "epochs": None}, (), more=layers)
+    judged = subjects(config, options["selectors"], options["temperatures"])
+    settings = Settings(**{field.name: options[field.name] for field in fields(Settings)})
+    plot = Path(options["plot"]) if options["plot"] else None
+    if plot is not None:
+        check_plot(plot)
+    found = judge(config, judged, settings, quiet=options["quiet"])
+    if options["as_json"]:
+        results.print_json(found)
+    else:
+        show_diagnosis(found)
+    if plot is not None:
+        plot_diagnosis(found, plot)
 
 
 def resume(run_folder: str, options: Options) -> None:
