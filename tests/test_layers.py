@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    "errors estimators schedules randomness registry config yaml_guard",
+    "errors estimators hypergradients schedules randomness registry config yaml_guard",
     "selection genotype space subspace ops",
     "selectors supernet architecture derivation",
     "data files checkpoint optimizer_state tracking status progress benchmarks",

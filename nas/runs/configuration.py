@@ -6,6 +6,7 @@ from nas import registry
 from nas.benchmarks import Benchmark
 from nas.data import Dataset, Digits
 from nas.derivation import Derivation
+from nas.hypergradients import FirstOrder, Hypergradient
 from nas.runs.optimizers import SGD, Adam, Optimizer
 from nas.schedules import Constant, Cosine, Linear, Schedule
 from nas.selectors import Selector
@@ -32,6 +33,7 @@ class Search:
         entropy: Bonus on the entropy of the decisions, in units of the loss per nat and edge; keeps them open.
         forward_temperature: Decisions are drawn from softmax(logits / this), in training and in measurements; above 1
             it explores, which a selector's own temperature does not.
+        hypergradient: How the logits' gradient sees that the weights depend on them.
         weights: Optimizer of the supernet's weights.
         logits: Optimizer of the architecture logits.
         clip: Largest norm of the weights' gradient; 0 for no limit.
@@ -44,6 +46,7 @@ class Search:
     warmup: float = 0.1
     entropy: Schedule = Constant(value=0.0)
     forward_temperature: Schedule = Constant(value=1.0)
+    hypergradient: Hypergradient = FirstOrder()
     weights: Optimizer = SGD()
     logits: Optimizer = Adam(lr=Constant(value=0.01))  # a short search must move further per step than the published
     clip: float = 5.0

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.architecture import Architecture, describe
+from nas.data import Batches
 from nas.estimators import entropy
 from nas.files import write_json
 from nas.randomness import generator, seed_global
+from nas.runs.bilevel import ArchitectureStep
 from nas.runs.blind import blind_edges, describe_blind
 from nas.runs.optimizers import parameters
 from nas.runs.session import Session
-from nas.runs.training import Loop, Training, descend, require_finite
+from nas.runs.training import Loop, Training, descend, descend_along, require_finite
 from nas.selection import Selection
 from nas.selectors.base import LossOf
 from nas.supernet import Network
@@ -42,7 +44,7 @@ class BilevelSearch(Training):
         self.session, self.settings, self.seed = session, settings, config.seed
         self.selector = config.selector.on(config.space.cells)
         self.network, self.architecture, memory = build(session)
-        self._norms = norms(self.network)
+        self.norms = norms(self.network)
         self.memory = memory
         self.modules = {"network": self.network, "architecture": self.architecture}
         learned = [*self.architecture.parameters()]
@@ -113,34 +115,41 @@ class BilevelSearch(Training):
         """Returns the decision drawn with `key`, without gradient."""
         draws = generator(self.seed, "decide", *key)
         with torch.no_grad():
-            decision = self.selector.decide(self._forward_logits(progress), progress, draws)
+            decision = self.selector.decide(self.forward_logits(progress), progress, draws)
         return {name: selection.detach() for name, selection in decision.items()}
 
-    def loss_on(self, step: int) -> LossOf:
-        """Returns the loss on the `arch` images of a step; weights and running statistics stay as they are."""
-        images, labels = self.arch.batch(step)
+    def loss_on(self, step: int, batches: Batches | None = None) -> LossOf:
+        """Returns the loss on a step's images of `arch`, or others; weights and running statistics stay as they are."""
+        images, labels = (batches or self.arch).batch(step)
 
         def loss_of(selections: Mapping[str, Selection]) -> Tensor:
-            with _still(parameters(self.weights)), untouched(self._norms):
+            with still(parameters(self.weights)), untouched(self.norms):
                 return loss_at_border(self.network, images, labels, selections)
 
         return loss_of
 
-    def _forward_logits(self, progress: float) -> dict[str, Tensor]:
+    def forward_logits(self, progress: float) -> dict[str, Tensor]:
         """Returns the logits from which decisions are drawn."""
         temperature = self.settings.forward_temperature(progress)
         logits = self.architecture.logits()
         return logits if temperature == 1 else {name: table / temperature for name, table in logits.items()}
 
-    def _architecture_step(self, step: int, progress: float) -> Tensor:
+    def objective(self, loss_of: LossOf, step: int, progress: float, memory: nn.Module | None) -> Tensor:
+        """Returns the scalar whose gradient in the logits an architecture step follows."""
         draws = generator(self.seed, "decide", "arch", step)
-        logits = self._forward_logits(progress)
-        loss = self.selector.objective(self.loss_on(step), logits, progress, draws, self.memory)
+        logits = self.forward_logits(progress)
+        loss = self.selector.objective(loss_of, logits, progress, draws, memory)
         if bonus := self.settings.entropy(progress):
             loss = loss - bonus * sum(entropy(self.selector.probabilities(table)).sum() for table in logits.values())
+        return loss
+
+    def _architecture_step(self, step: int, progress: float) -> Tensor:
+        work = ArchitectureStep(self, step, progress)
+        gradients = self.settings.hypergradient.estimate(work.problem())
+        loss, remembered = work.first
         require_finite(bool(loss.isfinite()), f"the architecture loss of {self.stage}", step + 1)
-        descend(loss, self.logits)
-        return loss.detach()
+        descend_along([*gradients, *remembered], self.logits)
+        return loss
 
     def _weight_step(self, step: int, progress: float) -> tuple[Tensor, Tensor]:
         seed_global(self.seed, self.stage, step, "weights")
@@ -193,7 +202,7 @@ def loss_at_border(network: Network, images: Tensor, labels: Tensor, selections:
 
 
 @contextmanager
-def _still(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+def still(weights: Sequence[nn.Parameter]) -> Iterator[None]:
     """Inside, the weights do not require gradients."""
     trained = [weight for weight in weights if weight.requires_grad]
     for weight in trained:

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -153,6 +153,13 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 0.0) -
     loss.backward()  # type: ignore[no-untyped-call]
     if clip:
         nn.utils.clip_grad_norm_(parameters(optimizer), clip)
+    optimizer.step()
+
+
+def descend_along(gradients: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Takes one step down given gradients, one for each parameter of the optimizer."""
+    for parameter, gradient in zip(parameters(optimizer), gradients, strict=True):
+        parameter.grad = gradient
     optimizer.step()
 
 
