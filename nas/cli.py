@@ -18,6 +18,7 @@ GROUPS = {
     "spaces": "nas.search_spaces",
     "datasets": "nas.datasets",
     "derivations": "nas.derivations",
+    "hypergradients": "nas.hypergradients",
     "optimizers": "nas.optimizers",
     "schedules": "nas.schedules",
 }

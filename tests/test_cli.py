@@ -68,7 +68,7 @@ DARTS_V2 = (
     "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
     "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=[2, 3, 4, 5])"
 )
-COMMANDS = ("search", "derive", "retrain", "gap", "run", "resume", "list", "doctor", "bench")
+COMMANDS = ("search", "derive", "retrain", "gap", "run", "resume", "list", "doctor", "bench", "diagnose")
 
 
 def names(rows):
@@ -155,6 +155,7 @@ def test_the_installed_command_knows_its_version():
         ("spaces", {"darts", "nas-bench-201", "chain"}),
         ("datasets", {"digits", "mnist", "cifar10", "npz", "folder"}),
         ("derivations", {"argmax", "darts", "sampled"}),
+        ("hypergradients", {"first-order", "unrolled", "neumann", "conjugate-gradient"}),
     ],
 )
 def test_lists_are_json_objects_with_name_summary_and_settings(kind, some, nas_command):

@@ -47,8 +47,9 @@ class Critic(nn.Module):
 
     def forward(self, relaxed: Sequence[Tensor]) -> Tensor:
         """Returns the control variate, ()."""
-        value: Tensor = self.layers(torch.cat([table.flatten() for table in relaxed]))
-        return value.squeeze(-1)
+        given = torch.cat([table.flatten() for table in relaxed])
+        value: Tensor = self.layers(given.to(next(self.parameters()).dtype))
+        return value.squeeze(-1).to(given.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

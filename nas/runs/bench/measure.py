@@ -74,7 +74,7 @@ def bench(
         resident, notes = _resident(work, genotype) if memory else ({}, [])
         found["memory"] = {"saved_activations": saved, "step_memory": resident} if memory else {}
         found["ratios"] |= {measure: _worst_ratio(by) for measure, by in found["memory"].items()}
-        found["machine"] = _machine(work.device)
+        found["machine"] = machine_of(work.device)
     found["setting"] = {
         "space": to_tree(config.space),
         "selector": None if genotype else to_tree(config.selector),
@@ -174,7 +174,7 @@ def _worst_ratio(by: Mapping[str, Mapping[str, int] | None]) -> float | None:
     return max(over.values()) / max(under.values()) if over and under else None
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
+def machine_of(device: torch.device) -> dict[str, Any]:
     found = {
         "processor": _processor(),
         "cores": os.cpu_count(),
