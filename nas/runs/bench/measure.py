@@ -175,6 +175,7 @@ def _worst_ratio(by: Mapping[str, Mapping[str, int] | None]) -> float | None:
 
 
 def machine_of(device: torch.device) -> dict[str, Any]:
+    """Returns what is worth knowing of the machine: processor, cores, threads, versions, device."""
     found = {
         "processor": _processor(),
         "cores": os.cpu_count(),
