@@ -203,7 +203,7 @@ def test_a_dry_run_of_a_search_needs_no_data_and_writes_nothing(nas_command, mon
     assert found["parameters"] == 1_930_618  # as the published search logs
     assert found["task"] == {"channels": 3, "height": 32, "width": 32, "classes": 10}
     assert found["config"]["space"]["name"] == "darts"
-    assert found["folder"].startswith("runs/darts_cifar10_st-gs_seed0_")
+    assert found["folder"].startswith("runs/darts_cifar10_softmax_seed0_")
     assert [*tmp_path.iterdir()] == []
 
 
@@ -330,7 +330,7 @@ def test_the_default_folder_names_space_dataset_selector_and_seed(space_file, na
     monkeypatch.chdir(tmp_path)
     space = space_file()
     found = json.loads(nas_command("search", "--space", space, "--seed", 4, "--dry-run", "--json").out)
-    assert found["folder"].startswith("runs/Mine_digits_st-gs_seed4_")
+    assert found["folder"].startswith("runs/Mine_digits_softmax_seed4_")
     other = json.loads(nas_command("search", "--space", space, "--seed", 4, "--epochs", 3, "--dry-run", "--json").out)
     assert other["folder"] != found["folder"]
 
@@ -352,7 +352,7 @@ def test_the_default_folder_names_space_dataset_selector_and_seed(space_file, na
         (["--epochs", "0"], ["search.epochs must be at least 1, got 0", "--epochs"]),
         (["--set", "search.epochs"], ["--set takes dotted.key=value", "'search.epochs'"]),
         (["--set", "=3"], ["--set takes dotted.key=value"]),
-        (["--set", "selector.temperature.end=-1"], ["selector.temperature", "positive"]),
+        (["--selector", "st-gs", "--set", "selector.temperature.end=-1"], ["selector.temperature", "positive"]),
         (["--space", "darts", "--set", "space.depth=2"], ["space.depth must be at least 3", "got 2"]),
         (["--space", "absent.py:Mine"], ["no file", "absent.py", "file.py:Class"]),
         (["--space", "math:cos"], ["math", "'cos'"]),

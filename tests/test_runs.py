@@ -55,7 +55,7 @@ def search(folder, **sections):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run with all four stages done; tests leave it as it is."""
-    run = search(tmp_path_factory.mktemp("finished") / "run")
+    run = search(tmp_path_factory.mktemp("finished") / "run", selector="st-gs")
     nas.derive(run, quiet=True)
     nas.retrain(run, quiet=True)
     nas.measure_gap(run, quiet=True)

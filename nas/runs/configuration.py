@@ -10,7 +10,7 @@ from nas.hypergradients import FirstOrder, Hypergradient
 from nas.runs.optimizers import SGD, Adam, Optimizer
 from nas.schedules import Constant, Cosine, Linear, Schedule
 from nas.selectors import Selector
-from nas.selectors.straight_through import StraightThroughGumbelSoftmax
+from nas.selectors.softmax import Softmax
 from nas.space import SearchSpace
 from nas.supernet.backends import Backend, Precision
 from nas.tracking import Tracking
@@ -180,7 +180,7 @@ class Config:
     """
 
     space: SearchSpace = field(default_factory=_small_space)
-    selector: Selector = StraightThroughGumbelSoftmax()
+    selector: Selector = Softmax()
     dataset: Dataset = Digits()
     seed: int = 0
     search: Search = Search()
