@@ -55,12 +55,17 @@ def conditional_gumbel(logits: Tensor, winner: Tensor, generator: Generator | No
 
     Source: Maddison et al., 2014, arXiv:1411.0030; Tucker et al., 2017, arXiv:1703.07370, appendix.
     """
-    table, live = finite(centred(logits)), torch.isfinite(logits)
+    drawn = given_winner(finite(centred(logits)), winner, generator)
+    return drawn.masked_fill(~torch.isfinite(logits), -torch.inf)
+
+
+def given_winner(table: Tensor, winner: Tensor, generator: Generator | None = None) -> Tensor:
+    """Returns what `conditional_gumbel` does for a table that is `finite` and centred; it stays finite."""
     noise = -gumbel_noise(table.expand(winner.shape), generator)  # log of Exp(1)
     of_winner = (noise * winner).sum(-1, keepdim=True)
     top = table.logsumexp(-1, keepdim=True) - of_winner
     others = -torch.logaddexp(noise - table, -top)
-    return torch.where(winner != 0, top, others).masked_fill(~live, -torch.inf)
+    return torch.where(winner != 0, top, others)
 
 
 def finite(logits: Tensor) -> Tensor:

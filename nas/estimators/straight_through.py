@@ -6,7 +6,7 @@ Source: Bengio et al., 2013, arXiv:1308.3432; ST Gumbel-Softmax: Jang et al., 20
 import torch
 from torch import Generator, Tensor
 
-from nas.estimators.gumbel import MASKED, centred, conditional_gumbel, finite, gumbel_max, gumbel_noise, one_hot_argmax
+from nas.estimators.gumbel import MASKED, centred, finite, given_winner, gumbel_max, gumbel_noise, one_hot_argmax
 from nas.estimators.relaxed import gumbel_softmax, require_temperature, softmax
 
 
@@ -60,10 +60,12 @@ def gumbel_rao(
     require_temperature(temperature)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
-    hard = gumbel_max(logits, generator)
-    perturbed = finite(conditional_gumbel(logits.detach(), hard.expand(draws, *hard.shape), generator))
-    soft = ((perturbed + _displacement(logits)) / temperature).softmax(-1).mean(0)
-    return straight_through(hard, soft.to(logits.dtype))
+    table = finite(centred(logits))
+    fixed = table.detach()
+    hard = one_hot_argmax(fixed + gumbel_noise(fixed, generator))
+    perturbed = given_winner(fixed, hard.expand(draws, *hard.shape), generator)
+    soft = ((perturbed + (table - fixed)) / temperature).softmax(-1).mean(0)
+    return straight_through(hard, soft).to(logits.dtype)
 
 
 def reinmax(logits: Tensor, generator: Generator | None = None) -> Tensor:
