@@ -68,10 +68,9 @@ class Reinforce(Selector):
         memory: nn.Module | None,
     ) -> Tensor:
         """Returns the mean loss of the decisions; its gradient is the score-function estimate."""
-        drawn = [self.decide(logits, progress, generator) for _ in range(self.decisions)] if not self.antithetic else []
+        drawn: list[dict[str, Selection]] = []
         while len(drawn) < self.decisions:
-            pairs = {name: antithetic_gumbel_max(table, generator) for name, table in logits.items()}
-            drawn += [{name: _scored(logits[name], pair[side]) for name, pair in pairs.items()} for side in (0, 1)]
+            drawn += _pair(logits, generator) if self.antithetic else [self.decide(logits, progress, generator)]
         losses = torch.stack([loss_of(_plain(each)) for each in drawn])
         scores = torch.stack([_log_prob(each) for each in drawn])
         if self.baseline == "leave-one-out":
@@ -132,6 +131,11 @@ class ScoreControlVariate(Selector):
 
 def _scored(logits: Tensor, sample: Tensor) -> Selection:
     return Selection.single_path(sample, log_prob=log_probability(logits, sample).sum())
+
+
+def _pair(logits: Mapping[str, Tensor], generator: Generator) -> list[dict[str, Selection]]:
+    pairs = {name: antithetic_gumbel_max(table, generator) for name, table in logits.items()}
+    return [{name: _scored(logits[name], pair[side]) for name, pair in pairs.items()} for side in (0, 1)]
 
 
 def _plain(decision: Mapping[str, Selection]) -> dict[str, Selection]:
