@@ -577,3 +577,22 @@ def test_the_entropy_bonus_pulls_towards_even_decisions(tmp_path):
     added = 0.5 * p * (p.log() - (p * p.log()).sum(-1, keepdim=True))
     # Float32 sums of a gradient of order 0.1.
     torch.testing.assert_close(gradients[1] - gradients[0], added, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", registry.names(Selector.registry))
+@pytest.mark.parametrize(
+    "row", [[0.0, math.nan, 1.0], [0.0, math.inf, 1.0], [-math.inf] * 3], ids=["nan", "inf", "masked"]
+)
+def test_logits_that_say_nothing_are_refused(name, row):
+    selector = registry.load(Selector.registry, name)()
+    with pytest.raises(ValueError, match="logits must be finite, or -inf for a masked candidate"):
+        selector.select(torch.tensor([[0.0, 1.0, 2.0], row]), 0.5, keyed(0))
+
+
+@pytest.mark.parametrize("name", registry.names(Selector.registry))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_logits_give_finite_decisions(name, dtype):
+    selector, draws = registry.load(Selector.registry, name)(), keyed(0)
+    for _ in range(50):
+        weights = selector.select(8 * torch.randn(14, 8).to(dtype), 0.5, draws).weights
+        assert weights.isfinite().all()

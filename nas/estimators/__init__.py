@@ -5,7 +5,7 @@ Continuous laws have short names and stay in their module: `nas.estimators.conti
 
 from nas.estimators.control_variates import AdditiveControlVariate, rebar, relax
 from nas.estimators.gates import deterministic_gate, hard_concrete, l0_penalty, open_probability
-from nas.estimators.gumbel import centred, conditional_gumbel, gumbel_max, gumbel_noise, one_hot_argmax
+from nas.estimators.gumbel import centred, checked, conditional_gumbel, gumbel_max, gumbel_noise, one_hot_argmax
 from nas.estimators.permutations import (
     gumbel_matching,
     gumbel_sinkhorn,
@@ -40,6 +40,7 @@ __all__ = [
     "RunningMean",
     "antithetic_gumbel_max",
     "centred",
+    "checked",
     "conditional_gumbel",
     "deterministic_gate",
     "entmax15",

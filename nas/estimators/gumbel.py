@@ -17,11 +17,21 @@ def centred(logits: Tensor) -> Tensor:
     Raises:
         ValueError: A row has a NaN or +inf, or no candidate that is not masked.
     """
+    table, largest = _with_largest(logits)
+    return table - largest
+
+
+def checked(logits: Tensor) -> Tensor:
+    """Returns logits, (..., K), in float32 or more, once they are what `centred` takes."""
+    return _with_largest(logits)[0]
+
+
+def _with_largest(logits: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     largest = logits.detach().amax(-1, keepdim=True)
     if not torch.isfinite(largest).all():
         raise ValueError("logits must be finite, or -inf for a masked candidate with at least one left per row")
-    return logits - largest
+    return logits, largest
 
 
 def one_hot_argmax(scores: Tensor) -> Tensor:

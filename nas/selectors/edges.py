@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, isfinite, nn
 
-from nas.estimators import deterministic_gate, hard_concrete, l0_penalty, straight_through_top_k
+from nas.estimators import checked, deterministic_gate, hard_concrete, l0_penalty, straight_through_top_k
 from nas.schedules import Constant, Schedule
 from nas.selection import Selection
 from nas.selectors.base import LossOf, Selector, require_positive
@@ -212,5 +212,5 @@ class EdgeGates(EdgeSelector):
 
 def _levels(logits: Tensor) -> Tensor:
     """Returns log(mean(exp(row))) over the live candidates of each edge, (E,)."""
-    count = isfinite(logits).sum(-1).to(logits.dtype)
-    return logits.logsumexp(-1) - count.log()
+    table = checked(logits)
+    return table.logsumexp(-1) - isfinite(table).sum(-1).to(table.dtype).log()

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, isfinite, nn
 
-from nas.estimators import entmax15, sparsemax
+from nas.estimators import checked, entmax15, sparsemax
 from nas.estimators.continuous import dirichlet
 from nas.selection import Selection
 from nas.selectors.base import LossOf, Selector
@@ -38,7 +38,7 @@ class Dirichlet(Selector):
 
     def select(self, logits: Tensor, progress: float, generator: Generator) -> Selection:
         """Draws the weights of each edge."""
-        live, concentration = isfinite(logits), _concentration(logits)
+        live, concentration = isfinite(logits), _concentration(checked(logits))
         # Any padding will do, since parts of a Dirichlet sample, renormalised, are one; this leaves them their digits.
         least = concentration.detach().masked_fill(~live, torch.inf).amin(-1, keepdim=True)
         drawn = torch.where(live, dirichlet(torch.where(live, concentration, least), generator), 0.0)
@@ -116,7 +116,7 @@ class Sigmoid(Selector):
 
     def select(self, logits: Tensor, progress: float, generator: Generator) -> Selection:
         """Weighs every candidate by its sigmoid."""
-        return Selection.mixture(logits.sigmoid(), isfinite(logits))
+        return Selection.mixture(checked(logits).sigmoid(), isfinite(logits))
 
     def objective(
         self,

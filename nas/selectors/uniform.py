@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from nas.estimators import gumbel_max
+from nas.estimators import checked, gumbel_max
 from nas.selection import Selection
 from nas.selectors.base import Selector
 
@@ -19,7 +19,7 @@ class Uniform(Selector):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Returns equal probabilities for the live candidates, whatever the logits."""
-        live = torch.isfinite(logits).to(logits.dtype)
+        live = torch.isfinite(checked(logits)).to(logits.dtype)
         return live / live.sum(-1, keepdim=True)
 
     def select(self, logits: Tensor, progress: float, generator: Generator) -> Selection:
