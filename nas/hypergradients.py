@@ -109,7 +109,8 @@ class Unrolled(Hypergradient):
     """Unrolled: through one weight step, its mixed derivative by a finite difference (arXiv:1806.09055, equation 8).
 
     Attributes:
-        radius: Length of the displacement of the weights on either side.
+        radius: Length of the displacement of the weights on either side, 0.01 as published. Where ReLUs change sides
+            within it the difference is wrong: on a supernet of 4 channels 1e-5 was exact, in float64, and 1e-4 was not.
     """
 
     radius: float = 0.01
