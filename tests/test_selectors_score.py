@@ -11,7 +11,7 @@ from torch import nn
 from nas.randomness import generator as keyed
 from nas.runs.search import loss_at_border
 from nas.selection import Selection
-from nas.selectors.control_variates import Critic, Rebar, Relax, Tuned
+from nas.selectors.control_variates import Critic, Rebar, Relax, RelaxMemory
 from nas.selectors.score_function import Reinforce, ScoreControlVariate
 
 SCORE = [Reinforce(), ScoreControlVariate(), Rebar(), Relax()]
@@ -214,7 +214,7 @@ def test_relax_learns_a_critic_that_makes_it_quieter():
         return torch.stack(estimates[-500:]).var(0).sum().item()
 
     torch.manual_seed(0)
-    fresh = Tuned(0.5, Critic(6, 32))
+    fresh = RelaxMemory(0.5, Critic(6, 32))
     with torch.no_grad():
         fresh.critic.layers[2].weight.zero_()
         fresh.critic.layers[2].bias.zero_()

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from nas.estimators.gumbel import centred, conditional_gumbel, finite, gumbel_noise, one_hot_argmax
-from nas.estimators.relaxed import softmax
+from nas.estimators.gumbel import centred, displacement, finite, given_winner, gumbel_noise, one_hot_argmax
+from nas.estimators.relaxed import require_temperature, softmax
 from nas.estimators.score_function import RunningMean, log_probability, reinforce
 
 LossOf = Callable[[Sequence[Tensor]], Tensor]
@@ -136,16 +136,16 @@ def _relaxed_control(
     tuned: Sequence[Tensor],
     generator: Generator | None,
 ) -> Tensor:
-    if not bool(temperature > 0):
-        raise ValueError(f"temperature must be positive, got {float(temperature)}")
+    require_temperature(temperature.detach().item())
     leaves = [table.detach().requires_grad_() for table in logits]
-    perturbed = [finite(centred(table) + gumbel_noise(table, generator)) for table in leaves]
+    tables = [finite(centred(table)) for table in leaves]
+    perturbed = [table + gumbel_noise(table, generator) for table in tables]
     hard = [one_hot_argmax(table.detach()) for table in perturbed]
-    again = [finite(conditional_gumbel(table, one, generator)) for table, one in zip(leaves, hard, strict=True)]
+    again = [given_winner(table, one, generator) for table, one in zip(tables, hard, strict=True)]
     loss = loss_of([one.to(table.dtype) for one, table in zip(hard, logits, strict=True)])
     if not torch.is_grad_enabled():
         return loss.mean()
-    free, bound = (control([(z / temperature).softmax(-1) for z in tables]) for tables in (perturbed, again))
+    free, bound = (control([(z / temperature).softmax(-1) for z in drawn]) for drawn in (perturbed, again))
     paths = torch.autograd.grad((free - bound).sum(), leaves, create_graph=True, materialize_grads=True)
     residual = loss.detach() - bound
     estimates = [
@@ -163,6 +163,5 @@ def _relaxed_control(
 def _attach(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
     """Returns `value` with further gradients."""
     for tensor, gradient in zip(tensors, gradients, strict=True):
-        live = tensor.masked_fill(tensor == -torch.inf, 0.0)  # -inf minus itself would be NaN
-        value = value + (gradient.to(value) * (live - live.detach())).sum()
+        value = value + (gradient.to(value) * displacement(tensor)).sum()
     return value

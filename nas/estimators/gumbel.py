@@ -78,6 +78,12 @@ def given_winner(table: Tensor, winner: Tensor, generator: Generator | None = No
     return torch.where(winner != 0, top, others)
 
 
+def displacement(logits: Tensor) -> Tensor:
+    """Returns zeros, (..., K), with the gradient of the logits; with none where masked."""
+    table = logits.masked_fill(logits == -torch.inf, 0.0)  # -inf minus itself would be NaN
+    return table - table.detach()
+
+
 def finite(logits: Tensor) -> Tensor:
     """Returns logits with a large negative number for -inf: the same softmax, and products with 0 that are 0."""
     return logits.masked_fill(logits == -torch.inf, MASKED)

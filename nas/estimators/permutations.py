@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
 from nas.estimators.gumbel import centred, gumbel_noise
+from nas.estimators.relaxed import require_temperature
 from nas.estimators.straight_through import straight_through
 
 
@@ -84,8 +85,7 @@ def _perturbed(scores: Tensor, generator: Generator | None) -> Tensor:
 
 
 def _relaxed(perturbed: Tensor, temperature: float, iterations: int) -> Tensor:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    require_temperature(temperature)
     return sinkhorn(centred(perturbed) / temperature, iterations)
 
 

@@ -3,10 +3,18 @@
 Source: Bengio et al., 2013, arXiv:1308.3432; ST Gumbel-Softmax: Jang et al., 2017, arXiv:1611.01144.
 """
 
-import torch
 from torch import Generator, Tensor
 
-from nas.estimators.gumbel import MASKED, centred, finite, given_winner, gumbel_max, gumbel_noise, one_hot_argmax
+from nas.estimators.gumbel import (
+    MASKED,
+    centred,
+    displacement,
+    finite,
+    given_winner,
+    gumbel_max,
+    gumbel_noise,
+    one_hot_argmax,
+)
 from nas.estimators.relaxed import gumbel_softmax, require_temperature, softmax
 
 
@@ -75,7 +83,7 @@ def reinmax(logits: Tensor, generator: Generator | None = None) -> Tensor:
 
     Source: Liu et al., 2023, arXiv:2304.08612; Heun's method, where straight-through is Euler's.
     """
-    hard, probabilities, moved = gumbel_max(logits, generator), softmax(logits).detach(), _displacement(logits)
+    hard, probabilities, moved = gumbel_max(logits, generator), softmax(logits).detach(), displacement(logits)
     of_sample = (hard * moved).sum(-1, keepdim=True)
     average = (probabilities * moved).sum(-1, keepdim=True)
     return hard + (0.5 * (hard * (of_sample - average) + probabilities * (moved - of_sample))).to(hard.dtype)
@@ -93,12 +101,6 @@ def pair_reinmax(logits: Tensor, generator: Generator | None = None) -> tuple[Te
     partner = one_hot_argmax(rest) * (rest.amax(-1, keepdim=True) > MASKED / 2)
     share = (softmax(logits).detach() * (1 - hard)).sum(-1, keepdim=True)  # 1 - pi_i, exact where pi_i is nearly 1
     signs = hard - partner
-    moved = (signs * _displacement(logits)).sum(-1, keepdim=True)
+    moved = (signs * displacement(logits)).sum(-1, keepdim=True)
     weights = hard + 0.5 * share * moved * signs * partner.sum(-1, keepdim=True)
     return weights.to(logits.dtype), partner.to(logits.dtype)
-
-
-def _displacement(logits: Tensor) -> Tensor:
-    """Returns zeros with the gradient of the logits; nothing where masked."""
-    table = logits.masked_fill(logits == -torch.inf, 0.0)
-    return table - table.detach()

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
 from nas.estimators.gumbel import centred, gumbel_noise, one_hot_argmax
+from nas.estimators.relaxed import require_temperature
 from nas.estimators.straight_through import straight_through
 
 
@@ -85,8 +86,7 @@ def _perturbed(logits: Tensor, k: int, generator: Generator | None) -> Tensor:
 
 
 def _relaxed(scores: Tensor, k: int, temperature: float) -> Tensor:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    require_temperature(temperature)
     scores = centred(scores) / temperature
     weights = scores.softmax(-1)
     total = weights

@@ -1,4 +1,4 @@
-"""First-order bilevel search: architecture steps on `arch`, weight steps on `train`, in turn (arXiv:1806.09055)."""
+"""Bilevel search: architecture steps on `arch`, weight steps on `train`, in turn (arXiv:1806.09055)."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence

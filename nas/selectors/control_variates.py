@@ -7,30 +7,51 @@ import torch
 from torch import Generator, Tensor, isfinite, nn
 
 from nas.estimators import RunningMean, gumbel_max, rebar, relax
+from nas.estimators.relaxed import require_temperature
 from nas.selection import Selection
 from nas.selectors.base import LossOf, Selector
 from nas.space import Cell
 
 
-class Tuned(nn.Module):
-    """What REBAR and RELAX learn beside the logits: a temperature, and a scale or a critic.
+class Tempered(nn.Module):
+    """A temperature that is learned.
 
     Args:
         temperature: Initial value.
-        critic: RELAX's; None for REBAR.
     """
 
-    def __init__(self, temperature: float, critic: nn.Module | None = None) -> None:
+    def __init__(self, temperature: float) -> None:
         super().__init__()
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
-        self.scale = nn.Parameter(torch.ones(())) if critic is None else None
-        self.critic = critic
-        self.mean = RunningMean() if critic is not None else None  # else the critic had to learn a loss's level first
 
     @property
     def temperature(self) -> Tensor:
         """The temperature, (), positive."""
         return self.log_temperature.exp()
+
+
+class RebarMemory(Tempered):
+    """What REBAR learns beside the logits: the temperature, and the control variate's scale."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__(temperature)
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+class RelaxMemory(Tempered):
+    """What RELAX learns beside the logits: the temperature, the critic, and the mean of past losses.
+
+    Without the mean the critic would have to learn the level of the loss first.
+
+    Args:
+        temperature: Initial value.
+        critic: Maps relaxed decisions to a number.
+    """
+
+    def __init__(self, temperature: float, critic: nn.Module) -> None:
+        super().__init__(temperature)
+        self.critic = critic
+        self.mean = RunningMean()
 
 
 class Critic(nn.Module):
@@ -68,15 +89,15 @@ class Rebar(Selector):
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
-        _require_positive(self.temperature)
+        require_temperature(self.temperature)
 
     def select(self, logits: Tensor, progress: float, generator: Generator) -> Selection:
         """Samples one candidate per edge."""
         return Selection.single_path(gumbel_max(logits, generator))
 
-    def memory(self, cells: Mapping[str, Cell]) -> Tuned:
+    def memory(self, cells: Mapping[str, Cell]) -> RebarMemory:
         """Returns temperature and scale."""
-        return Tuned(self.temperature)
+        return RebarMemory(self.temperature)
 
     def objective(
         self,
@@ -87,8 +108,7 @@ class Rebar(Selector):
         memory: nn.Module | None,
     ) -> Tensor:
         """Returns the loss of one decision; its gradient is REBAR's estimate."""
-        assert isinstance(memory, Tuned)
-        assert memory.scale is not None
+        assert isinstance(memory, RebarMemory)
         return rebar(_of_tables(loss_of, logits), [*logits.values()], memory.temperature, memory.scale, generator)
 
 
@@ -109,7 +129,7 @@ class Relax(Selector):
     hidden: int = 32
 
     def __post_init__(self) -> None:
-        _require_positive(self.temperature)
+        require_temperature(self.temperature)
         if self.hidden < 1:
             raise ValueError(f"hidden must be at least 1, got {self.hidden}")
 
@@ -117,10 +137,10 @@ class Relax(Selector):
         """Samples one candidate per edge."""
         return Selection.single_path(gumbel_max(logits, generator))
 
-    def memory(self, cells: Mapping[str, Cell]) -> Tuned:
-        """Returns temperature and network."""
+    def memory(self, cells: Mapping[str, Cell]) -> RelaxMemory:
+        """Returns temperature, network and mean."""
         size = sum(len(cell.edges) * cell.candidates for cell in cells.values())
-        return Tuned(self.temperature, Critic(size, self.hidden))
+        return RelaxMemory(self.temperature, Critic(size, self.hidden))
 
     def objective(
         self,
@@ -131,9 +151,7 @@ class Relax(Selector):
         memory: nn.Module | None,
     ) -> Tensor:
         """Returns the loss of one decision; its gradient is RELAX's estimate for the loss less past ones' mean."""
-        assert isinstance(memory, Tuned)
-        assert memory.critic is not None
-        assert memory.mean is not None
+        assert isinstance(memory, RelaxMemory)
         tables, loss = [*logits.values()], _of_tables(loss_of, logits)
         mean = memory.mean.forward().to(tables[0])
         value = mean + relax(lambda drawn: loss(drawn) - mean, memory.critic, tables, memory.temperature, generator)
@@ -156,8 +174,3 @@ def _of_tables(loss_of: LossOf, logits: Mapping[str, Tensor]) -> Callable[[Seque
         )
 
     return loss
-
-
-def _require_positive(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature:g}")

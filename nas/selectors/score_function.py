@@ -40,8 +40,7 @@ class Reinforce(Selector):
     antithetic: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum:g}")
+        RunningMean(self.momentum)  # refuses what is out of range
         if self.decisions < 1 or (self.decisions < 2 and self.baseline == "leave-one-out"):
             least = 2 if self.baseline == "leave-one-out" else 1
             raise ValueError(f"decisions must be at least {least} for baseline {self.baseline}, got {self.decisions}")
@@ -98,12 +97,7 @@ class ScoreControlVariate(Selector):
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0 < self.forgetting <= 1:
-            raise ValueError(f"forgetting must be above 0 and at most 1, got {self.forgetting:g}")
-        if not self.ridge > 0:
-            raise ValueError(f"ridge must be positive, got {self.ridge:g}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum:g}")
+        self.memory({})  # refuses what is out of range
 
     def select(self, logits: Tensor, progress: float, generator: Generator) -> Selection:
         """Samples one candidate per edge."""
