@@ -19,6 +19,7 @@ GROUPS = {
     "datasets": "nas.datasets",
     "derivations": "nas.derivations",
     "hypergradients": "nas.hypergradients",
+    "modifiers": "nas.modifiers",
     "optimizers": "nas.optimizers",
     "schedules": "nas.schedules",
 }

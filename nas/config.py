@@ -147,7 +147,18 @@ def _value(annotation: object, default: object, given: Sequence[Setting], path: 
         return _section(annotation, base, default, given, path)
     if not given:
         raise _required(path)
-    return _leaf(annotation, given[-1])
+    item = _section_class(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
+    return _leaf(annotation, given[-1]) if item is None else _sections(item, given[-1])
+
+
+def _sections(base: type, setting: Setting) -> tuple[object, ...]:
+    """Returns a list of sections, given whole by one layer; one section alone is a list of it."""
+    items = setting.value if isinstance(setting.value, list | tuple) else [setting.value]
+    paths = [(*setting.path, str(place)) for place in range(len(items))]
+    return tuple(
+        _section(base, base, MISSING, [Setting(path, item, setting.layer)], path)
+        for path, item in zip(paths, items, strict=True)
+    )
 
 
 def _section(annotation: object, base: type, default: object, given: Sequence[Setting], path: Keys) -> object:

@@ -9,45 +9,24 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from nas.architecture import Architecture
 from nas.data import Batches
 from nas.errors import ConfigError
 from nas.hypergradients import Bilevel, Vector
 from nas.randomness import generator, seed_global
 from nas.runs.configuration import Search
+from nas.runs.modifiers import Searching
 from nas.runs.optimizers import SGD, parameters
 from nas.selection import Selection, indices
-from nas.selectors import Selector
 from nas.selectors.base import LossOf
 from nas.supernet import Network, Selections, reference
 from nas.supernet.statistics import untouched
 
 
-class Bilevelled(Protocol):
+class Bilevelled(Searching, Protocol):
     """What is read of a `nas.runs.search.BilevelSearch`."""
 
     settings: Search
-    selector: Selector
-    network: Network
-    architecture: Architecture
-    memory: nn.Module | None
-    weights: torch.optim.Optimizer
-    norms: list[_BatchNorm]
-    arch: Batches
-    train: Batches
-    seed: int
-    stage: str
-
-    def decide(self, progress: float, *key: int | str) -> dict[str, Selection]:
-        """Returns a decision without gradient."""
-
-    def forward_logits(self, progress: float) -> dict[str, Tensor]:
-        """Returns the logits from which decisions are drawn."""
-
-    def loss_on(self, step: int, batches: Batches | None = None) -> LossOf:
-        """Returns the loss on a step's images."""
 
     def objective(self, loss_of: LossOf, step: int, progress: float, memory: nn.Module | None) -> Tensor:
         """Returns the scalar whose gradient in the logits is followed."""

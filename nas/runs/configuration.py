@@ -7,6 +7,7 @@ from nas.benchmarks import Benchmark
 from nas.data import Dataset, Digits
 from nas.derivation import Derivation
 from nas.hypergradients import FirstOrder, Hypergradient
+from nas.runs.modifiers import Modifier
 from nas.runs.optimizers import SGD, Adam, Optimizer
 from nas.schedules import Constant, Cosine, Linear, Schedule
 from nas.selectors import Selector
@@ -34,6 +35,7 @@ class Search:
         forward_temperature: Decisions are drawn from softmax(logits / this), in training and in measurements; above 1
             it explores, which a selector's own temperature does not.
         hypergradient: How the logits' gradient sees that the weights depend on them.
+        modifiers: What else changes the supernet and its steps, applied in this order (`nas list modifiers`).
         weights: Optimizer of the supernet's weights.
         logits: Optimizer of the architecture logits.
         clip: Largest norm of the weights' gradient; 0 for no limit.
@@ -47,6 +49,7 @@ class Search:
     entropy: Schedule = Constant(value=0.0)
     forward_temperature: Schedule = Constant(value=1.0)
     hypergradient: Hypergradient = FirstOrder()
+    modifiers: tuple[Modifier, ...] = ()
     weights: Optimizer = SGD()
     logits: Optimizer = Adam(lr=Constant(value=0.01))  # a short search must move further per step than the published
     clip: float = 5.0
@@ -58,6 +61,9 @@ class Search:
         _at_least(self, 0, "clip")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be at least 0 and below 1, got {self.warmup:g}")
+        kinds = [registry.name_of(Modifier.registry, type(each)) for each in self.modifiers]
+        if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+            raise ValueError(f"modifiers must differ, got {', '.join(twice)} more than once")
         self.entropy.require("entropy", lambda value: value >= 0, "at least 0")
         self.forward_temperature.require("forward_temperature", lambda value: value > 0, "positive")
 

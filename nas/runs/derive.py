@@ -19,10 +19,12 @@ def load_search(session: Session) -> BilevelSearch:
     """
     search = BilevelSearch(session)
     found = latest(session.folder / "checkpoints")
-    if found is None or found.step < search.steps:
+    if found is not None:
+        restore(search.modules, found)
+        search.settle()
+    if found is None or not search.finished(found.step):
         reached = f"stopped at step {found.step} of {search.steps}" if found else "has not begun"
         raise CheckpointError(f"the search in {session.folder} {reached}; finish it with: nas resume {session.folder}")
-    restore(search.modules, found)
     return search
 
 

@@ -16,11 +16,14 @@ from nas.files import write_json
 from nas.randomness import generator, seed_global
 from nas.runs.bilevel import ArchitectureStep
 from nas.runs.blind import blind_edges, describe_blind
+from nas.runs.configuration import Config
+from nas.runs.modifiers.base import Decision
 from nas.runs.optimizers import parameters
 from nas.runs.session import Session
-from nas.runs.training import Loop, Training, descend, descend_along, require_finite
+from nas.runs.training import Loop, Training, descend_along, require_finite, update
 from nas.selection import Selection
 from nas.selectors.base import LossOf
+from nas.space import SearchSpace
 from nas.supernet import Network
 from nas.supernet.inspection import inspect
 from nas.supernet.statistics import norms, untouched
@@ -42,8 +45,9 @@ class BilevelSearch(Training):
     def __init__(self, session: Session) -> None:
         config, settings = session.config, session.config.search
         self.session, self.settings, self.seed = session, settings, config.seed
-        self.selector = config.selector.on(config.space.cells)
-        self.network, self.architecture, memory = build(session)
+        self.task, self.selector = session.task, config.selector.on(config.space.cells)
+        self.space = modified(config)
+        self.network, self.architecture, memory = build(session, self.space)
         self.norms = norms(self.network)
         self.memory = memory
         self.modules = {"network": self.network, "architecture": self.architecture}
@@ -59,15 +63,30 @@ class BilevelSearch(Training):
         self.arch = session.batches(splits.arch, size, seed=self.seed, stream="arch")
         self.steps_per_epoch = self.train.steps_per_epoch
         self.steps = settings.epochs * self.steps_per_epoch
+        self.attached = [modifier.attach(self) for modifier in settings.modifiers]
+        self.modules |= {f"modifier-{i}": each for i, each in enumerate(self.attached) if each.state_dict()}
+
+    def finished(self, done: int) -> bool:
+        """Returns whether all steps are taken, or a modifier ended the search before."""
+        return super().finished(done) or any(0 <= each.ended <= done for each in self.attached)
+
+    def settle(self) -> None:
+        """Brings a finished search into the state in which it is measured."""
+        for each in self.attached:
+            each.before(self.steps, 1.0)
 
     def step(self, step: int, progress: float) -> dict[str, Tensor]:
         """Takes an architecture step, unless the logits rest, and a weight step."""
         self.settings.weights.schedule(self.weights, progress)
         self.settings.logits.schedule(self.logits, progress)
         values = {}
+        for each in self.attached:
+            each.before(step, progress)
         if self.selector.learns and progress >= self.settings.warmup:
             values["arch_loss"] = self._architecture_step(step, progress)
         loss, accuracy = self._weight_step(step, progress)
+        for each in self.attached:
+            each.after(step, progress)
         return {**values, "train_loss": loss, "train_accuracy": 100 * accuracy}
 
     def end_epoch(self, epoch: int, progress: float) -> dict[str, float]:
@@ -76,7 +95,13 @@ class BilevelSearch(Training):
         values["lr"] = self.settings.weights.lr(progress)
         if epoch % self.settings.evaluate_every == 0 or epoch == self.settings.epochs:
             values["select"] = self._accuracy(epoch, progress)
+        for each in self.attached:
+            values |= each.end_epoch(epoch, progress)
         return values
+
+    def accuracy(self, decision: Decision) -> float:
+        """Returns the accuracy in % on `select` under a decision, with recalibrated statistics."""
+        return self.session.evaluator.accuracy(self.network, decision, "select")[0]
 
     def probabilities(self) -> dict[str, Tensor]:
         """Returns how the logits rank the candidates, (E, K) by cell name."""
@@ -92,8 +117,7 @@ class BilevelSearch(Training):
         """Returns the mean accuracy on `select` over a few decisions."""
         count = self.settings.decisions if self.selector.stochastic else 1
         decisions = [self.decide(progress, "evaluate", epoch, index) for index in range(count)]
-        scores = [self.session.evaluator.accuracy(self.network, decision, "select")[0] for decision in decisions]
-        return sum(scores) / count
+        return sum(map(self.accuracy, decisions)) / count
 
     def summary(self) -> dict[str, Any]:
         """Returns accuracy, entropy, and the probability of every candidate of every edge."""
@@ -141,6 +165,9 @@ class BilevelSearch(Training):
         loss = self.selector.objective(loss_of, logits, progress, draws, memory)
         if bonus := self.settings.entropy(progress):
             loss = loss - bonus * sum(entropy(self.selector.probabilities(table)).sum() for table in logits.values())
+        for each in self.attached:
+            penalty = each.penalty(logits, progress)
+            loss = loss if penalty is None else loss + penalty
         return loss
 
     def _architecture_step(self, step: int, progress: float) -> Tensor:
@@ -154,20 +181,45 @@ class BilevelSearch(Training):
     def _weight_step(self, step: int, progress: float) -> tuple[Tensor, Tensor]:
         seed_global(self.seed, self.stage, step, "weights")
         images, labels = self.train.batch(step)
-        decision = self.decide(progress, "train", step)
+        decisions: list[Decision] = [self.decide(progress, "train", step)]
+        for each in self.attached:
+            decisions = each.decisions(decisions, step, progress)
+        self.weights.zero_grad()
+        parts = [self._backward(images, labels, decision, len(decisions)) for decision in decisions]
+        for each in self.attached:
+            each.gradients(step, progress)
+        update(self.weights, self.settings.clip)
+        loss, accuracy = (torch.stack(values).mean() for values in zip(*parts, strict=True))
+        return loss, accuracy
+
+    def _backward(self, images: Tensor, labels: Tensor, decision: Decision, share: int) -> tuple[Tensor, Tensor]:
+        """Adds a decision's gradient, divided by `share`, to the weights'; returns its loss and its accuracy."""
         selections = {name: selection.to(images.device) for name, selection in decision.items()}
         scores = self.network(images, selections).scores
         loss = F.cross_entropy(scores, labels)
-        descend(loss, self.weights, self.settings.clip)
+        (loss / share).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), (scores.detach().argmax(1) == labels).float().mean()
 
 
-def build(session: Session) -> tuple[Network, Architecture, nn.Module | None]:
-    """Returns supernet, logits and memory as they are before the first step."""
-    config = session.config
+def modified(config: Config) -> SearchSpace:
+    """Returns the space from which the supernet is built.
+
+    Raises:
+        ConfigError: A modifier cannot go with the space or the selector.
+    """
     config.space.check()
+    space = config.space
+    for modifier in config.search.modifiers:
+        modifier.require(config.space, config.selector)
+        space = modifier.modify(space)
+    return space
+
+
+def build(session: Session, space: SearchSpace) -> tuple[Network, Architecture, nn.Module | None]:
+    """Returns supernet, of the space as modified, logits and memory as they are before the first step."""
+    config = session.config
     seed_global(config.seed, "initialise", "search")
-    network = Network(config.space, session.task, searching=True, **session.execution).to(session.device).train()
+    network = Network(space, session.task, searching=True, **session.execution).to(session.device).train()
     return network, Architecture(config.space, config.seed), config.selector.memory(config.space.cells)
 
 
@@ -218,7 +270,7 @@ def run_search(session: Session) -> None:
     """Searches, from the newest checkpoint on; leaves the final checkpoint in `checkpoints`, and a summary."""
     new = not (session.folder / "checkpoints").exists()
     if new:
-        inspect(session.config.space, session.task, searching=True)  # says what is wrong with a space, in seconds
+        inspect(modified(session.config), session.task, searching=True)  # says what is wrong with a space, in seconds
     search = BilevelSearch(session)
     if new and search.selector.learns:
         found = blind_edges(search.selector, search.architecture, search.loss_on, search.seed)

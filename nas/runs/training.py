@@ -46,6 +46,10 @@ class Training(ABC):
     def end_epoch(self, epoch: int, progress: float) -> dict[str, float]:
         """Returns what to log beside the averages; `epoch` counts from 1."""
 
+    def finished(self, done: int) -> bool:
+        """Returns whether `done` steps are all; a training may end before its last step."""
+        return done >= self.steps
+
     def progress(self, step: int) -> float:
         """Returns 0 for the first step and 1 for the last."""
         return step / max(self.steps - 1, 1)
@@ -80,7 +84,7 @@ class Loop:
         training, session = self.training, self.session
         saved_at, saved_step = time.monotonic(), self.done
         with session.progress(training.steps, self.title, self.done) as bar:
-            while self.done < training.steps:
+            while not training.finished(self.done):
                 step, progress = self.done, training.progress(self.done)
                 seed_global(training.seed, training.stage, step)
                 for name, value in training.step(step, progress).items():
@@ -89,7 +93,7 @@ class Loop:
                     self.totals[name] = before.to(counted.device) + counted  # a checkpoint's are on the CPU
                 self.done = step + 1
                 shown: dict[str, float] = {}
-                if self.done % training.steps_per_epoch == 0 or self.done == training.steps:
+                if self.done % training.steps_per_epoch == 0 or training.finished(self.done):
                     shown = self._end_epoch(progress)
                 elif self.done % session.config.tracking.log_every == 0:
                     session.tracker.log(training.stage, self.done, **self._averages())
@@ -97,10 +101,10 @@ class Loop:
                 session.status.update(training.stage.partition("/")[0], self.done, training.steps, self.title)
                 stop = session.stop.requested is not None
                 due = time.monotonic() - saved_at >= session.config.checkpoint_seconds
-                if saved_step < self.done and (stop or due or self.done == training.steps):
+                if saved_step < self.done and (stop or due or training.finished(self.done)):
                     self._save()
                     saved_at, saved_step = time.monotonic(), self.done
-                if stop and self.done < training.steps:
+                if stop and not training.finished(self.done):
                     session.raise_if_stopped(f"after step {self.done} of {training.steps} of {training.stage}")
 
     def _end_epoch(self, progress: float) -> dict[str, float]:
@@ -143,7 +147,7 @@ class Loop:
                 raise CheckpointError(f"{found.path} holds no optimizer {name!r}; use a new run folder")
             checkpoint.restore_optimizer(optimizer, found.tensors[f"{name}-optimizer"], state)
         self.done, self.totals = found.step, dict(found.tensors["totals"])
-        if self.done < self.training.steps:
+        if not self.training.finished(self.done):
             logging.getLogger("nas").info("%s goes on from step %d", self.title, self.done)
 
 
@@ -151,6 +155,11 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, clip: float = 0.0) -
     """Takes one step down the gradient of `loss`, its norm limited to `clip`; 0 is no limit."""
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
+    update(optimizer, clip)
+
+
+def update(optimizer: torch.optim.Optimizer, clip: float = 0.0) -> None:
+    """Takes one step along the gradients that are there, their norm limited to `clip`; 0 is no limit."""
     if clip:
         nn.utils.clip_grad_norm_(parameters(optimizer), clip)
     optimizer.step()
