@@ -1,7 +1,7 @@
 """Candidate operations that spaces share. Each maps (B, in_channels, H, W) to (B, channels, ceil(H/s), ceil(W/s)).
 
 The convolutional blocks are those of DARTS (Liu et al., 2019, arXiv:1806.09055) and MobileNetV2 (Sandler et al., 2018,
-arXiv:1801.04381).
+arXiv:1801.04381); attention and perceptron are a transformer's (Dosovitskiy et al., 2021, arXiv:2010.11929).
 """
 
 import torch
@@ -19,6 +19,34 @@ class Zero(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns zeros."""
         return zeros(x, self.channels, self.stride)
+
+
+class Noise(nn.Module):
+    """Standard normal noise of the output's shape, whatever the input, from torch's global generator.
+
+    Source: Zela et al., 2020, arXiv:1909.09656, as a candidate that no search should choose.
+    """
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.channels, self.stride = channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns fresh noise."""
+        return zeros(x, self.channels, self.stride).normal_()
+
+
+class BesideSkip(nn.Module):
+    """An operation and a skip connection that read the same input, added up."""
+
+    def __init__(self, operation: nn.Module, skip: nn.Module) -> None:
+        super().__init__()
+        self.operation, self.skip = operation, skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the sum."""
+        y: Tensor = self.operation(x) + self.skip(x)
+        return y
 
 
 class FactorizedReduce(nn.Module):
@@ -133,6 +161,67 @@ class ResidualReduction(nn.Module):
         """Maps (B, in_channels, H, W) to (B, channels, ceil(H/2), ceil(W/2))."""
         y: Tensor = self.shortcut(x) + self.body(x)
         return y
+
+
+class Patches(nn.Module):
+    """Maps images of one size (B, in_channels, H, W) to (B, channels, ceil(H / side), ceil(W / side)), with positions.
+
+    Zeros complete the patches at the right and lower border. Positions are learned.
+    """
+
+    def __init__(self, in_channels: int, channels: int, side: int, image: tuple[int, int]) -> None:
+        super().__init__()
+        height, width = image
+        self.missing = (0, -width % side, 0, -height % side)
+        self.embed = nn.Conv2d(in_channels, channels, side, side)
+        # About as large as embedded patches: a small network that hardly sees positions at first loses epochs.
+        self.position = nn.Parameter(0.5 * torch.randn(channels, -(-height // side), -(-width // side)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeds."""
+        y: Tensor = self.embed(F.pad(x, self.missing)) + self.position
+        return y
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of every pixel of (B, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class SelfAttention(nn.Module):
+    """Layer norm, and attention among the pixels of a map, without position and residual.
+
+    Source: Vaswani et al., 2017, arXiv:1706.03762. In plain products, which can be differentiated twice.
+    """
+
+    def __init__(self, channels: int, heads: int, *, affine: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = ChannelNorm(channels, elementwise_affine=affine)
+        self.read = nn.Conv2d(channels, 3 * channels, 1)
+        self.write = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to the same shape."""
+        tokens = self.read(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1))
+        queries, keys, values = tokens.unbind(1)  # (B, heads, C / heads, H * W)
+        scores = keys.transpose(2, 3) @ queries / queries.shape[2] ** 0.5
+        found = values @ scores.softmax(2)  # each query's column of scores sums to 1
+        y: Tensor = self.write(found.flatten(1, 2).unflatten(2, x.shape[2:]))
+        return y
+
+
+def perceptron(channels: int, ratio: int, *, affine: bool) -> nn.Sequential:
+    """Returns layer norm and a perceptron with a hidden layer of `ratio` times the channels, for every pixel."""
+    return nn.Sequential(
+        ChannelNorm(channels, elementwise_affine=affine),
+        nn.Conv2d(channels, ratio * channels, 1),
+        nn.GELU(),
+        nn.Conv2d(ratio * channels, channels, 1),
+    )
 
 
 def zeros(x: Tensor, channels: int, stride: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The DARTS space: normal and reduction cells of four nodes with eight candidates (arXiv:1806.09055)."""
 
 import ast
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from nas import ops
 from nas.errors import ConfigError
-from nas.space import Auxiliary, Cell, CellSlot, Choice, Edge, Genotype, Layer, SearchSpace, Site, Task
+from nas.space import Auxiliary, Cell, CellSlot, Choice, Edge, Genotype, Layer, Operation, SearchSpace, Site, Task
 
 
 def _pool(pool: nn.Module, site: Site) -> nn.Module:
@@ -17,7 +18,7 @@ def _pool(pool: nn.Module, site: Site) -> nn.Module:
     return nn.Sequential(pool, nn.BatchNorm2d(site.channels, affine=False)) if site.searching else pool
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Operation] = {
     "none": lambda s: ops.Zero(s.channels, s.stride),
     "max_pool_3x3": lambda s: _pool(nn.MaxPool2d(3, s.stride, 1), s),
     "avg_pool_3x3": lambda s: _pool(ops.average_pool(3, s.stride), s),
@@ -54,9 +55,41 @@ class AuxiliaryHead(nn.Module):
         return scores
 
 
+def stack(task: Task, searching: bool, channels: int, depth: int, joined: int) -> list[Layer]:
+    """Returns stem, cells with an auxiliary classifier after two thirds, and classifier.
+
+    Args:
+        task: What the network is for.
+        searching: Whether the layers take the supernet's form.
+        channels: Width of the first cells; doubled at each reduction.
+        depth: Number of cells; those at one and two thirds are slots of `reduce`, the others of `normal`.
+        joined: How many nodes a cell concatenates.
+    """
+    affine = not searching
+    width = 3 * channels
+    stem = nn.Sequential(nn.Conv2d(task.channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+    layers: list[Layer] = [stem, nn.Identity()]
+    widths, reduced = (width, width), False
+    for index in range(depth):
+        reduce = index in (depth // 3, 2 * depth // 3)
+        channels *= 2 if reduce else 1
+        before = (
+            ops.FactorizedReduce(widths[0], channels, affine=affine)
+            if reduced
+            else ops.relu_conv_norm(widths[0], channels, 1, affine=affine)
+        )
+        preprocess = (before, ops.relu_conv_norm(widths[1], channels, 1, affine=affine))
+        layers.append(CellSlot("reduce" if reduce else "normal", channels, 2 if reduce else 1, preprocess))
+        widths, reduced = (widths[1], joined * channels), reduce
+        if index == 2 * depth // 3:
+            layers.append(Auxiliary(AuxiliaryHead(widths[1], task.classes)))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[1], task.classes))
+    return [*layers, head]
+
+
 @dataclass(frozen=True, kw_only=True)
-class DARTS(SearchSpace):
-    """DARTS's cells: eight candidates on fourteen edges, normal and reduction; each node keeps two inputs.
+class DARTSCells(SearchSpace):
+    """Normal and reduction cells in which every node reads both inputs and all nodes before it, and keeps two.
 
     Attributes:
         channels: Width of the first cells; doubled at each reduction.
@@ -77,36 +110,23 @@ class DARTS(SearchSpace):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    @abstractmethod
+    def candidates(self, cell: str, source: int, target: int) -> tuple[str, ...]:
+        """Returns what an edge of the cell `normal` or `reduce` chooses from."""
+
     @property
     def cells(self) -> Mapping[str, Cell]:
-        """The normal and the reduction cell: every node reads both inputs and all nodes before it."""
+        """The normal and the reduction cell, with edges by target, then by source."""
         outputs = tuple(range(2, 2 + self.nodes))
-        edges = tuple(Edge(source, target, tuple(OPERATIONS)) for target in outputs for source in range(target))
-        cell = Cell(edges, outputs, inputs=2, retain=2)
-        return {"normal": cell, "reduce": cell}
+        pairs = [(source, target) for target in outputs for source in range(target)]
+        return {
+            name: Cell(tuple(Edge(*pair, self.candidates(name, *pair)) for pair in pairs), outputs, inputs=2, retain=2)
+            for name in ("normal", "reduce")
+        }
 
     def layers(self, task: Task, searching: bool) -> list[Layer]:
         """Returns stem, cells with an auxiliary classifier after two thirds, and classifier."""
-        affine = not searching
-        width = 3 * self.channels
-        stem = nn.Sequential(nn.Conv2d(task.channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
-        layers: list[Layer] = [stem, nn.Identity()]
-        channels, widths, reduced = self.channels, (width, width), False
-        for index in range(self.depth):
-            reduce = index in (self.depth // 3, 2 * self.depth // 3)
-            channels *= 2 if reduce else 1
-            before = (
-                ops.FactorizedReduce(widths[0], channels, affine=affine)
-                if reduced
-                else ops.relu_conv_norm(widths[0], channels, 1, affine=affine)
-            )
-            preprocess = (before, ops.relu_conv_norm(widths[1], channels, 1, affine=affine))
-            layers.append(CellSlot("reduce" if reduce else "normal", channels, 2 if reduce else 1, preprocess))
-            widths, reduced = (widths[1], self.nodes * channels), reduce
-            if index == 2 * self.depth // 3:
-                layers.append(Auxiliary(AuxiliaryHead(widths[1], task.classes)))
-        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[1], task.classes))
-        return [*layers, head]
+        return stack(task, searching, self.channels, self.depth, joined=self.nodes)
 
     def parse(self, text: str) -> Genotype:
         """Reads the published form, `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=..., reduce=...)`.
@@ -154,3 +174,12 @@ class DARTS(SearchSpace):
         if len(pairs) != 2 * self.nodes:
             raise ValueError(f"{len(pairs)} edges, expected two for each of {self.nodes} nodes")
         return tuple((source, 2 + i // 2, operation) for i, (operation, source) in enumerate(pairs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DARTS(DARTSCells):
+    """DARTS's space: all eight candidates on every edge, fourteen edges in a cell of four nodes."""
+
+    def candidates(self, cell: str, source: int, target: int) -> tuple[str, ...]:
+        """Returns all of them."""
+        return tuple(OPERATIONS)

@@ -12,6 +12,12 @@ SPACES = {
     "nas-bench-201": ("space.channels=4", "space.cells_per_stage=1"),
     "darts": ("space.channels=4", "space.depth=3", "space.nodes=2"),
     "chain": ("space.channels=4", "space.stages=2"),
+    "darts-s1": ("space.channels=4", "space.depth=3"),
+    "darts-s2": ("space.channels=4", "space.depth=3", "space.nodes=2"),
+    "darts-s3": ("space.channels=4", "space.depth=3", "space.nodes=2"),
+    "darts-s4": ("space.channels=4", "space.depth=3", "space.nodes=2"),
+    "darts-bench": ("space.channels=4", "space.depth=3"),
+    "vit": ("space.channels=8", "space.blocks=2"),
 }
 TINY = ("dataset.limit=40", "threads=1", "search.batch_size=20", "search.warmup=0")
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -15,6 +15,12 @@ SMALL = {
     "darts": {"channels": 2, "depth": 3, "nodes": 2},
     "nas-bench-201": {"channels": 2, "cells_per_stage": 1},
     "chain": {"channels": 2, "stages": 2, "blocks_per_stage": 2},
+    "darts-s1": {"channels": 2, "depth": 3},
+    "darts-s2": {"channels": 2, "depth": 3, "nodes": 2},
+    "darts-s3": {"channels": 2, "depth": 3, "nodes": 2},
+    "darts-s4": {"channels": 2, "depth": 3, "nodes": 2},
+    "darts-bench": {"channels": 2, "depth": 3},
+    "vit": {"channels": 4, "blocks": 2},
 }
 """Quick configurations; a space that is not listed here runs with its defaults."""
 
@@ -54,9 +60,11 @@ def test_layers_are_fresh_each_time(space):
 def test_supernets_have_no_scale_or_shift_in_their_candidates_and_derived_networks_have(space):
     def affine(searching):
         cells = Network(space, Task(1, 8, 8, 3), searching=searching).mixed_cells
-        norms = [m for cell in cells for m in cell.edges.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        assert norms
-        return {norm.affine for norm in norms}
+        modules = [module for cell in cells for module in cell.edges.modules()]
+        found = {module.affine for module in modules if isinstance(module, torch.nn.BatchNorm2d)}
+        found |= {module.elementwise_affine for module in modules if isinstance(module, torch.nn.LayerNorm)}
+        assert found
+        return found
 
     assert affine(searching=True) == {False}
     assert affine(searching=False) == {True}
