@@ -4,12 +4,13 @@ import itertools
 import math
 import zlib
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy import stats
 
-from nas.derivation import Argmax, Darts, Sampled, discretise, sample, strongest, uniform
+from nas.derivation import Argmax, Darts, Judge, Sampled, discretise, sample, strongest, uniform
 from nas.errors import ConfigError
 from nas.randomness import generator as keyed
 from nas.space import Cell, Edge, Genotype, SearchSpace
@@ -49,8 +50,11 @@ def random_tables(space: SearchSpace, key: int) -> dict[str, torch.Tensor]:
     return tables
 
 
-def no_score(genotype: Genotype) -> float:
-    raise AssertionError("this rule compares nothing")
+def refuse(*asked: object) -> float:
+    raise AssertionError("this rule asks nothing")
+
+
+NOBODY = Judge(genotype=refuse, restricted=refuse, tune=refuse)
 
 
 # Argmax and the published rule
@@ -60,7 +64,7 @@ def no_score(genotype: Genotype) -> float:
 def test_the_darts_rule_keeps_the_two_inputs_whose_best_candidate_beats_all_others(key):
     space = DARTS(nodes=4)
     tables = random_tables(space, key)
-    genotype = Darts().derive(space, tables, no_score, keyed(0))
+    genotype = Darts().derive(space, tables, NOBODY, keyed(0))
     for name, cell in space.cells.items():
         value = {
             (e.source, e.target, o): tables[name][i, k].item()
@@ -82,7 +86,7 @@ def test_the_darts_rule_ignores_none_however_probable():
     for table in tables.values():
         table[:, 0], table[0, 3], table[1, 5] = 0.9, 0.02, 0.03
     expected = ((0, 2, "skip_connect"), (1, 2, "sep_conv_5x5"))
-    assert Darts().derive(space, tables, no_score, keyed(0)).cells == {"normal": expected, "reduce": expected}
+    assert Darts().derive(space, tables, NOBODY, keyed(0)).cells == {"normal": expected, "reduce": expected}
 
 
 @pytest.mark.parametrize("key", range(5))
@@ -90,7 +94,7 @@ def test_argmax_takes_the_most_probable_candidate_of_every_edge(key):
     space = NASBench201()
     tables = random_tables(space, key)
     cell = space.cells["cell"]
-    genotype = Argmax().derive(space, tables, no_score, keyed(0))
+    genotype = Argmax().derive(space, tables, NOBODY, keyed(0))
     expected = [
         (e.source, e.target, max(zip(row, e.operations, strict=True))[1])
         for e, row in zip(cell.edges, tables["cell"].tolist(), strict=True)
@@ -101,7 +105,7 @@ def test_argmax_takes_the_most_probable_candidate_of_every_edge(key):
 def test_argmax_may_take_none():
     table = torch.full((6, 5), 0.1)
     table[:, 0] = 0.6
-    genotype = Argmax().derive(NASBench201(), {"cell": table}, no_score, keyed(0))
+    genotype = Argmax().derive(NASBench201(), {"cell": table}, NOBODY, keyed(0))
     assert {operation for _, _, operation in genotype.cells["cell"]} == {"none"}
 
 
@@ -123,10 +127,10 @@ def test_ties_go_to_the_first_candidate_and_the_first_edges():
 @pytest.mark.parametrize("space", [NASBench201(), DARTS(nodes=2), PADDED], ids=["nas-bench-201", "darts", "padded"])
 def test_an_argmax_over_equal_probabilities_is_refused_with_a_remedy(rule, space):
     with pytest.raises(ConfigError, match=r"cell '\w+': all candidates are equally probable.*derive\.name=sampled"):
-        rule.derive(space, uniform(space), no_score, keyed(0))
+        rule.derive(space, uniform(space), NOBODY, keyed(0))
     if "reduce" in space.cells:  # one undecided cell is enough
         with pytest.raises(ConfigError, match="cell 'reduce'"):
-            rule.derive(space, {**random_tables(space, 0), "reduce": uniform(space)["reduce"]}, no_score, keyed(0))
+            rule.derive(space, {**random_tables(space, 0), "reduce": uniform(space)["reduce"]}, NOBODY, keyed(0))
 
 
 def test_one_decided_edge_is_no_tie():
@@ -138,6 +142,102 @@ def test_one_decided_edge_is_no_tie():
 def test_a_cell_without_a_choice_needs_no_decision():
     space = OneCell(Cell((Edge(0, 1, ("a",)), Edge(0, 2, ("b",))), outputs=(1, 2)))
     assert strongest(space, uniform(space)).cells["cell"] == ((0, 1, "a"), (0, 2, "b"))
+
+
+# A limit on skip connections
+
+
+def skips_of(genotype: Genotype) -> dict[str, int]:
+    return {name: sum(choice[2] == "skip_connect" for choice in cell) for name, cell in genotype.cells.items()}
+
+
+@pytest.mark.parametrize("rule", [Argmax, Darts])
+@pytest.mark.parametrize("space", [NASBench201(), DARTS(nodes=3)], ids=["nas-bench-201", "darts"])
+def test_the_limit_on_skips_holds_and_changes_nothing_where_it_held_before(rule, space):
+    changed = 0
+    for key in range(20):
+        tables = random_tables(space, key)
+        for name, cell in space.cells.items():  # skips are likely, as they become in long searches
+            tables[name][:, cell.edges[0].operations.index("skip_connect")] *= 3
+        free = rule().derive(space, tables, NOBODY, keyed(0))
+        for skips in (0, 1, 2):
+            found = rule(skips=skips).derive(space, tables, NOBODY, keyed(0))
+            assert max(skips_of(found).values()) <= skips
+            for name, count in skips_of(free).items():
+                assert len(found.cells[name]) == len(free.cells[name])
+                if count <= skips:
+                    assert found.cells[name] == free.cells[name]
+                changed += count > skips
+        assert rule(skips=20).derive(space, tables, NOBODY, keyed(0)) == free
+    assert changed > 20
+
+
+def p_darts(cell: Cell, table: torch.Tensor, skips: int) -> set[tuple[int, int, str]]:
+    """The rule of P-DARTS, read plainly: derive; too many skips: set the least probable one's probability to zero."""
+    value = {
+        (edge.source, edge.target, o): table[e, k].item()
+        for e, edge in enumerate(cell.edges)
+        for k, o in enumerate(edge.operations)
+        if o != "none"
+    }
+    while True:
+        best = {}
+        for choice, probability in value.items():
+            if probability > best.get(choice[:2], (0, ""))[0]:
+                best[choice[:2]] = (probability, choice[2])
+        result = set()
+        for node in cell.order:
+            ends = sorted((pair for pair in best if pair[1] == node), key=lambda pair: -best[pair][0])
+            result |= {(*pair, best[pair][1]) for pair in ends[: cell.retain]}
+        taken = [choice for choice in result if choice[2] == "skip_connect"]
+        if len(taken) <= skips:
+            return result
+        value[min(taken, key=value.get)] = 0
+
+
+@pytest.mark.parametrize("retain", [None, 1, 2])
+def test_the_limit_is_that_of_p_darts(retain):
+    edges = tuple(
+        Edge(source, target, ("none", "skip_connect", "a", "b")) for target in (2, 3, 4) for source in range(target)
+    )
+    space = OneCell(Cell(edges, outputs=(2, 3, 4), inputs=2, retain=retain))
+    for key in range(100):
+        tables = random_tables(space, key)
+        tables["cell"][:, 1] *= 2
+        for skips in (0, 1, 2):
+            found = Darts(skips=skips).derive(space, tables, NOBODY, keyed(0)).cells["cell"]
+            assert set(found) == p_darts(space.cell, tables["cell"], skips)
+
+
+def test_the_weakest_skip_gives_way_to_the_next_best_which_may_lose_its_edge():
+    edges = tuple(Edge(source, 3, ("skip_connect", "a")) for source in range(3))
+    space = OneCell(Cell(edges, outputs=(3,), inputs=3, retain=2))
+    tables = {"cell": torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]])}
+    assert Argmax().derive(space, tables, NOBODY, keyed(0)).cells["cell"] == (
+        (0, 3, "skip_connect"),
+        (1, 3, "skip_connect"),
+    )
+    # Edge 1-3 is worth 0.4 without its skip, so 2-3 wins with 0.5, again a skip, and gives way to `a`.
+    limited = Argmax(skips=1).derive(space, tables, NOBODY, keyed(0))
+    assert limited.cells["cell"] == ((0, 3, "skip_connect"), (2, 3, "a"))
+
+
+def test_a_skip_without_an_alternative_is_kept_for_last_and_then_refused():
+    edges = (Edge(0, 1, ("skip_connect",)), Edge(0, 2, ("skip_connect", "none")), Edge(1, 2, ("skip_connect", "a")))
+    space = OneCell(Cell(edges, outputs=(1, 2)))
+    tables = {"cell": torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2]])}
+    kept = Argmax(skips=1).derive(space, tables, NOBODY, keyed(0))
+    assert kept.cells["cell"] == ((0, 1, "skip_connect"), (0, 2, "none"), (1, 2, "a"))
+    with pytest.raises(ConfigError, match=r"derive\.skips = 0: cell 'cell' has 1 skip connections .* raise it"):
+        Argmax(skips=0).derive(space, tables, NOBODY, keyed(0))
+    with pytest.raises(ConfigError, match=r"derive\.skips = 1: cell 'cell' has 2"):  # `none` is excluded
+        Darts(skips=1).derive(space, tables, NOBODY, keyed(0))
+
+
+@pytest.mark.parametrize("rule", [Argmax, Darts])
+def test_a_negative_limit_on_skips_is_refused(rule):
+    with pytest.raises(ValueError, match=r"^skips must be at least 0, or null for no limit, got -1"):
+        rule(skips=-1)
 
 
 # Sampling
@@ -212,7 +312,7 @@ def test_sampled_returns_the_best_by_score_and_scores_each_genotype_once():
         scored.append(genotype)
         return float(zlib.crc32(genotype.to_json().encode()) % 1000)
 
-    best = Sampled(samples=80).derive(space, tables, score, keyed(0))
+    best = Sampled(samples=80).derive(space, tables, replace(NOBODY, genotype=score), keyed(0))
     assert score(best) == max(score(genotype) for genotype in [*scored])
     random = keyed(0)
     drawn = [sample(space, tables, random) for _ in range(80)]
@@ -224,7 +324,8 @@ def test_sampled_returns_the_best_by_score_and_scores_each_genotype_once():
 
 def test_of_equal_scores_the_first_drawn_wins():
     space = NASBench201()
-    best = Sampled(samples=10).derive(space, uniform(space), lambda genotype: 1.0, keyed(0))
+    indifferent = replace(NOBODY, genotype=lambda genotype: 1.0)
+    best = Sampled(samples=10).derive(space, uniform(space), indifferent, keyed(0))
     assert best == sample(space, uniform(space), keyed(0))
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_selectors import PROGRESS, SPACES, TASK, build_supernet, draw_logits, estimate
 
 from nas import registry
-from nas.derivation import Argmax, Darts, Sampled
+from nas.derivation import Argmax, Darts, Judge, Sampled
 from nas.errors import ConfigError
 from nas.estimators import deterministic_gate
 from nas.estimators.gates import l0_penalty
@@ -35,6 +35,7 @@ INNER = [
 ]
 SPACE = SPACES["nas-bench-201"]
 EDGES = SPACE.cells["cell"].edges
+JUDGE = Judge(genotype=lambda genotype: 0.0, restricted=lambda masks, decisions: None, tune=lambda masks, steps: None)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_derivation_keeps_the_strongest_edges_of_a_node():
     selector = EdgeTopK(keep=2).on(SPACE.cells)
     for rule in (Argmax(), Darts(), Sampled(samples=3)):
         ranks = selector.ranking({"cell": table})
-        genotype = rule.derive(SPACE, ranks, lambda genotype: 0.0, keyed(0))
+        genotype = rule.derive(SPACE, ranks, JUDGE, keyed(0))
         kept = {(source, target) for source, target, _ in genotype.cells["cell"]}
         assert kept == {(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)}
 
@@ -161,11 +162,11 @@ def test_derivation_leaves_closed_edges_out():
     table[2] -= 5.0  # a gate whose test-time value is exactly zero
     ranks = EdgeGates().ranking({"cell": table})
     assert deterministic_gate(table.logsumexp(-1) - torch.tensor(5.0).log())[2] == 0
-    genotype = Argmax().derive(SPACE, ranks, lambda genotype: 0.0, keyed(0))
+    genotype = Argmax().derive(SPACE, ranks, JUDGE, keyed(0))
     assert (1, 2) not in {(source, target) for source, target, _ in genotype.cells["cell"]}
     Network(SPACE.fix(genotype), TASK, searching=False)(torch.randn(2, 3, 8, 8))
     with pytest.raises(ConfigError, match=r"every edge is left out; lower selector\.penalty"):
-        Argmax().derive(SPACE, {"cell": torch.zeros(6, 5)}, lambda genotype: 0.0, keyed(0))
+        Argmax().derive(SPACE, {"cell": torch.zeros(6, 5)}, JUDGE, keyed(0))
 
 
 def test_two_cells_have_their_own_groups():

@@ -4,9 +4,12 @@ from functools import cached_property
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nas.data import Batches, Splits, in_order
+from nas.derivation import Quality
+from nas.randomness import seed_global
 from nas.runs.configuration import Evaluation
 from nas.supernet import Network, Selections
 from nas.supernet.statistics import recalibrated
@@ -44,15 +47,25 @@ class Evaluator:
 
     def accuracy(self, network: Network, selections: Selections | None, *splits: Split) -> list[float]:
         """Returns the accuracy in % on each split, under one decision."""
+        return [quality.accuracy for quality in self.quality(network, selections, *splits)]
+
+    def quality(self, network: Network, selections: Selections | None, *splits: Split) -> list[Quality]:
+        """Returns accuracy and likelihood on each split, under one decision."""
         if selections is not None:
             selections = {name: selection.to(self.device) for name, selection in selections.items()}
+        seed_global(self.seed, "evaluate")  # for modules that draw even then, such as ops.Noise
         with recalibrated(network, self.calibration, lambda images: network(images, selections)):
-            return [self._accuracy(network, selections, split) for split in splits]
+            return [self._quality(network, selections, split) for split in splits]
 
-    def _accuracy(self, network: Network, selections: Selections | None, split: Split) -> float:
+    def _quality(self, network: Network, selections: Selections | None, split: Split) -> Quality:
         images = getattr(self.splits, split)
         right = torch.zeros((), dtype=torch.int64, device=self.device)
+        likelihood = torch.zeros((), device=self.device)
         batches = in_order(images, self.settings.batch_size, self.splits.mean, self.splits.deviation, self.device)
         for batch, labels in batches:
-            right += (network(batch, selections).scores.argmax(1) == labels).sum()
-        return 100 * int(right) / len(images)
+            scores = network(batch, selections).scores
+            right += (scores.argmax(1) == labels).sum()
+            likelihood -= F.cross_entropy(scores, labels, reduction="sum")
+        # A network that tells nothing apart, or overflows, is less likely than any other.
+        mean = float(likelihood.nan_to_num(-torch.inf)) / len(images)
+        return Quality(100 * int(right) / len(images), mean)

@@ -1,9 +1,6 @@
-"""From probabilities to a genotype, and from a genotype to the selection that discretises the supernet."""
+"""Genotypes from tables of scores or probabilities, and the selections that discretise a supernet to a genotype."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Generator, Tensor
@@ -13,87 +10,22 @@ from nas.estimators import gumbel_noise
 from nas.selection import Selection
 from nas.space import Choice, Genotype, SearchSpace
 
-Score = Callable[[Genotype], float]
-"""Quality of a genotype, larger is better, e.g. its accuracy with inherited weights on `select`."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Derivation(ABC):
-    """A rule that decides a genotype from the probabilities of the candidates.
-
-    Attributes:
-        follows_logits: Whether the probabilities alone decide, so that a selector must have learned them.
-    """
-
-    registry: ClassVar[str] = "nas.derivations"
-    follows_logits: ClassVar[bool] = False
-
-    @abstractmethod
-    def derive(
-        self, space: SearchSpace, probabilities: Mapping[str, Tensor], score: Score, generator: Generator
-    ) -> Genotype:
-        """Decides.
-
-        Args:
-            space: The search space.
-            probabilities: (E, K) by cell name; an edge whose row is 0 is left out.
-            score: Measures a genotype; only rules that compare several call it.
-            generator: Source of randomness, for rules that sample.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Argmax(Derivation):
-    """Every edge takes its most probable candidate, `none` included; a node keeps its strongest in-edges."""
-
-    follows_logits: ClassVar[bool] = True
-
-    def derive(
-        self, space: SearchSpace, probabilities: Mapping[str, Tensor], score: Score, generator: Generator
-    ) -> Genotype:
-        """Decides."""
-        return strongest(space, probabilities)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Darts(Derivation):
-    """DARTS's rule: `none` is excluded; a node keeps the in-edges whose best candidates are the most probable."""
-
-    follows_logits: ClassVar[bool] = True
-
-    def derive(
-        self, space: SearchSpace, probabilities: Mapping[str, Tensor], score: Score, generator: Generator
-    ) -> Genotype:
-        """Decides."""
-        return strongest(space, probabilities, exclude="none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampled(Derivation):
-    """The best by score of `samples` genotypes drawn from the probabilities.
-
-    Attributes:
-        samples: How many genotypes are drawn and scored.
-    """
-
-    samples: int = 50
-
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
-
-    def derive(
-        self, space: SearchSpace, probabilities: Mapping[str, Tensor], score: Score, generator: Generator
-    ) -> Genotype:
-        """Decides; of equal scores the first drawn wins."""
-        drawn = dict.fromkeys(sample(space, probabilities, generator) for _ in range(self.samples))
-        return max(drawn, key=score)
-
-
-def strongest(space: SearchSpace, scores: Mapping[str, Tensor], exclude: str | None = None) -> Genotype:
+def strongest(
+    space: SearchSpace,
+    scores: Mapping[str, Tensor],
+    exclude: str | None = None,
+    banned: Collection[tuple[str, int, int]] = (),
+) -> Genotype:
     """Returns the genotype of the largest scores (E, K) per edge; nodes keep `Cell.retain` in-edges.
 
     An edge whose scores are all 0 is left out.
+
+    Args:
+        space: The search space.
+        scores: (E, K) by cell name.
+        exclude: An operation that is never taken.
+        banned: Candidates that are not taken: (cell, edge, candidate).
 
     Raises:
         ConfigError: All candidates of a cell score the same, so nothing was learned that could decide, or 0.
@@ -112,9 +44,11 @@ def strongest(space: SearchSpace, scores: Mapping[str, Tensor], exclude: str | N
                 "search with a selector that learns, or derive by sampling (--set derive.name=sampled)"
             )
         best: dict[int, list[tuple[float, Choice]]] = {}
-        for edge, row in zip(cell.edges, table.tolist(), strict=True):
+        for e, (edge, row) in enumerate(zip(cell.edges, table.tolist(), strict=True)):
             allowed = [
-                (value, k) for k, value in enumerate(row[: len(edge.operations)]) if edge.operations[k] != exclude
+                (value, k)
+                for k, value in enumerate(row[: len(edge.operations)])
+                if edge.operations[k] != exclude and (name, e, k) not in banned
             ]
             if allowed and any(row):
                 value, k = max(allowed, key=lambda item: (item[0], -item[1]))
@@ -132,14 +66,17 @@ def sample(space: SearchSpace, probabilities: Mapping[str, Tensor], generator: G
     noisy: dict[str, Tensor] = {}
     for name, cell in space.cells.items():
         table = probabilities[name].detach().log()
-        perturbed = table + gumbel_noise(table, generator)
+        noise = gumbel_noise(table, generator)
         if cell.retain is None:
-            noisy[name] = perturbed
+            noisy[name] = table + noise
             continue
+        excluded = ~cell.mask
         for e, edge in enumerate(cell.edges):
             for k, operation in enumerate(edge.operations):
-                if operation == "none" and len(edge.operations) > 1:
-                    perturbed[e, k] = -torch.inf
+                excluded[e, k] = operation == "none" and len(edge.operations) > 1
+        # Of an edge that is left nothing but `none`, as by a sparse selector, the others are worth the same.
+        hopeless = (table.masked_fill(excluded, -torch.inf) == -torch.inf).all(-1, keepdim=True)
+        perturbed = torch.where(hopeless, noise, table + noise).masked_fill(excluded, -torch.inf)
         chosen = perturbed == perturbed.amax(-1, keepdim=True)
         noisy[name] = torch.where(chosen, torch.rand(len(cell.edges), 1, generator=generator), -1.0)
     left_out = {name: table.amax(-1, keepdim=True) == 0 for name, table in probabilities.items()}
