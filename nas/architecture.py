@@ -1,6 +1,7 @@
 """The architecture parameters: one table of logits per cell, on the CPU."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from nas.space import Cell, SearchSpace
 
 class Architecture(nn.Module):
     """Logits (E, K) for each cell, initialised as in DARTS: normal with deviation 1e-3.
+
+    A search may drop candidates on its way; which are left is checkpointed with the logits.
 
     Args:
         space: The search space.
@@ -27,6 +30,24 @@ class Architecture(nn.Module):
             for name, cell in self.cells.items()
         }
         self.tables = nn.ParameterDict({name: nn.Parameter(value) for name, value in draws.items()})
+        for name, cell in self.cells.items():
+            self.register_buffer(f"live-{name}", cell.mask.clone())
+        self.register_load_state_dict_pre_hook(_everything_left)  # type: ignore[no-untyped-call]
+
+    @property
+    def live(self) -> dict[str, Tensor]:
+        """The candidates that are left, boolean (E, K) by cell name."""
+        return {name: self.get_buffer(f"live-{name}") for name in self.cells}
+
+    def drop(self, dropped: Mapping[str, Tensor]) -> None:
+        """Takes candidates away for good.
+
+        Args:
+            dropped: Boolean (E, K) by cell name; every edge must be left one.
+        """
+        for name, mask in self.live.items():
+            mask &= ~dropped[name]
+            assert mask.any(-1).all(), f"an edge of cell {name!r} would be left no candidate"
 
     def logits(self) -> dict[str, Tensor]:
         """Returns the logits by cell name, -inf where an edge has no candidate.
@@ -36,7 +57,13 @@ class Architecture(nn.Module):
         """
         if not all(torch.isfinite(table).all() for table in self.tables.values()):
             raise NumericsError("the architecture logits are no longer finite; lower search.logits.lr")
-        return {name: self.tables[name].masked_fill(~cell.mask, -torch.inf) for name, cell in self.cells.items()}
+        return {name: self.tables[name].masked_fill(~mask, -torch.inf) for name, mask in self.live.items()}
+
+
+def _everything_left(architecture: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Completes a checkpoint that is older than the dropping of candidates."""
+    for name, mask in architecture.named_buffers():
+        state.setdefault(prefix + name, mask)
 
 
 def describe(cells: Mapping[str, Cell], probabilities: Mapping[str, Tensor]) -> dict[str, float]:

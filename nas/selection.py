@@ -1,11 +1,12 @@
 """`Selection`: the one value in which selectors and the engine meet."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from nas.space import Cell
@@ -25,6 +26,7 @@ class Selection:
         log_prob: (). Log-probability of the decision, for score-function selectors.
         offset: (E,). Added to every element of an edge's output; zero in value (only the published GDAS gradient
             needs it).
+        gates: (E,). Scale of everything that an edge passes, where edges are weighed; `weights` contain it. None: ones.
     """
 
     paths: Candidates
@@ -32,6 +34,7 @@ class Selection:
     probes: Candidates = ()
     log_prob: Tensor | None = None
     offset: Tensor | None = None
+    gates: Tensor | None = None
 
     @classmethod
     def everything(cls, cell: "Cell") -> "Selection":
@@ -69,22 +72,50 @@ class Selection:
 
     def detach(self) -> "Selection":
         """Returns the same decision for a weight step: no gradient, no probes, zero-weight candidates dropped."""
+        gates = None if self.gates is None else self.gates.detach()
         if self.weights is None:
-            return Selection(self.paths)
+            return Selection(self.paths, gates=gates)
         weights = self.weights.detach()
         values = weights.tolist()
         paths = tuple(tuple(k for k in path if row[k] != 0) for path, row in zip(self.paths, values, strict=True))
         ones = all(row[k] == 1 for path, row in zip(paths, values, strict=True) for k in path)
-        return Selection(paths, None if ones else weights)
+        return Selection(paths, None if ones else weights, gates=gates)
+
+    def beside(self, cell: "Cell", operation: str, weight: float) -> "Selection":
+        """Returns the decision with one more candidate running on every edge that offers it and is not closed.
+
+        Args:
+            cell: The graph, whose edges may have more candidates than the decision knows.
+            operation: Name of the candidate.
+            weight: Of the candidate, times the edge's gate; with 0 it does not run.
+        """
+        if not weight and self.weights is None:
+            return self
+        columns = range(cell.candidates)
+        places = [
+            edge.operations.index(operation) if weight and path and operation in edge.operations else None
+            for edge, path in zip(cell.edges, self.paths, strict=True)
+        ]
+        paths = tuple(path if k is None else (*path, k) for path, k in zip(self.paths, places, strict=True))
+        if self.weights is None:
+            rows = [[float(k in path) for k in columns] for path in self.paths]
+            weights = torch.tensor(rows, device=None if self.gates is None else self.gates.device)
+        else:
+            weights = pad(self.weights, (0, cell.candidates - self.weights.shape[1]))
+        there = torch.tensor([[k == place for k in columns] for place in places], device=weights.device)
+        own = weights.new_tensor(weight) if self.gates is None else weight * self.gates.to(weights.dtype)[:, None]
+        return replace(self, paths=paths, weights=torch.where(there, own, weights))
 
     def at_leaves(self, device: torch.device) -> "Selection":
-        """Returns the selection with weights and offset as leaves on `device`: the border of the network's graph."""
-        return Selection(self.paths, _leaf(self.weights, device), self.probes, None, _leaf(self.offset, device))
+        """Returns the selection with its tensors as leaves on `device`: the border of the network's graph."""
+        weights, offset, gates = (_leaf(value, device) for value in (self.weights, self.offset, self.gates))
+        return Selection(self.paths, weights, self.probes, None, offset, gates)
 
     def to(self, device: torch.device) -> "Selection":
-        """Returns the selection with its weights and offset on `device`."""
-        weights, offset = (None if value is None else value.to(device) for value in (self.weights, self.offset))
-        return Selection(self.paths, weights, self.probes, self.log_prob, offset)
+        """Returns the selection with its tensors on `device`."""
+        tensors = (self.weights, self.offset, self.gates)
+        weights, offset, gates = (None if value is None else value.to(device) for value in tensors)
+        return Selection(self.paths, weights, self.probes, self.log_prob, offset, gates)
 
 
 def indices(chosen: Tensor) -> Candidates:

@@ -140,6 +140,7 @@ class CellSlot:
         stride: Stride of the edges that leave an input.
         preprocess: One module per input, applied before the edges; empty for none.
         in_channels: Channels of the inputs after preprocessing; None if equal to `channels`.
+        partial: Candidates run on the first 1/partial of the channels; the others bypass them (arXiv:1907.05737).
     """
 
     cell: str
@@ -147,6 +148,7 @@ class CellSlot:
     stride: int = 1
     preprocess: Sequence[nn.Module] = ()
     in_channels: int | None = None
+    partial: int = 1
 
 
 @dataclass(frozen=True)
@@ -201,12 +203,11 @@ class SearchSpace(ABC):
             if not cell.edges or "." in name:
                 raise ConfigError(f"cell {name!r} needs at least one edge, and a name without a dot")
             for edge in cell.edges:
+                where = f"cell {name!r}, edge {edge.source}-{edge.target}"
                 for operation in edge.operations:
                     if operation not in self.operations:
                         hint = did_you_mean(operation, self.operations)
-                        raise ConfigError(
-                            f"cell {name!r}, edge {edge.source}-{edge.target}: unknown operation {operation!r}: {hint}"
-                        )
+                        raise ConfigError(f"{where}: unknown operation {operation!r}: {hint}")
             reached, wanted = _alive(cell, [(edge.source, edge.target) for edge in cell.edges])
             if dead := sorted(set(cell.order) - (reached & wanted)):
                 raise ConfigError(
@@ -252,8 +253,7 @@ class SearchSpace(ABC):
         least = {}
         for name, choices in genotype.cells.items():
             cell = self.cells[name]
-            inner = sorted(set(cell.order) - set(cell.outputs))
-            least[name] = least_renumbering(choices, inner, sorted(set(cell.outputs)))
+            least[name] = least_renumbering(choices, sorted({*cell.order} - {*cell.outputs}), sorted({*cell.outputs}))
         return hashlib.sha256(json.dumps(least, sort_keys=True).encode()).hexdigest()
 
 

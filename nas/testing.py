@@ -177,7 +177,8 @@ def _ranks(selector: Selector) -> None:
 def _decides(selector: Selector) -> None:
     for logits, progress, seed in CASES:
         chosen = selector.select(logits, progress, generator(seed))
-        for name, shape in (("weights", logits.shape), ("offset", logits.shape[:1]), ("log_prob", ())):
+        each = logits.shape[:1]
+        for name, shape in (("weights", logits.shape), ("gates", each), ("offset", each), ("log_prob", ())):
             value = getattr(chosen, name)
             _require(value is None or (value.shape == shape and bool(value.isfinite().all())), f"{name}: {value}")
         _require(chosen.offset is None or not chosen.offset.any(), f"offset is not zero in value: {chosen.offset}")
@@ -210,7 +211,7 @@ def _repeats(selector: Selector) -> None:
 
 
 def _same(one: Selection, other: Selection) -> bool:
-    pairs = [(getattr(one, name), getattr(other, name)) for name in ("weights", "log_prob", "offset")]
+    pairs = [(getattr(one, name), getattr(other, name)) for name in ("weights", "log_prob", "offset", "gates")]
     equal = all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
     return equal and one.paths == other.paths and one.probes == other.probes
 

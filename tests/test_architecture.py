@@ -43,9 +43,9 @@ def test_masked_candidates_are_minus_infinity_and_get_no_gradient():
     assert torch.equal(gradient != 0, torch.tensor([[True, True, True], [True, True, False], [False] * 3]))
 
 
-def test_tables_are_parameters_that_a_checkpoint_holds_by_cell_name():
+def test_a_checkpoint_holds_tables_which_are_parameters_and_masks_by_cell_name():
     architecture = Architecture(DARTS(), 0)
-    assert set(architecture.state_dict()) == {"tables.normal", "tables.reduce"}
+    assert set(architecture.state_dict()) == {"tables.normal", "tables.reduce", "live-normal", "live-reduce"}
     assert all(p.requires_grad and p.device.type == "cpu" for p in architecture.parameters())
 
 

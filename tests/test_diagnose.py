@@ -390,7 +390,7 @@ def test_a_reduced_space_keeps_graph_and_layers_and_the_limit(name, limit):
         assert replace(less, edges=()) == replace(whole, edges=())
         for edge, kept in zip(whole.edges, less.edges, strict=True):
             assert [operation for operation in edge.operations if operation in kept.operations] == [*kept.operations]
-            assert "none" not in kept.operations
+            assert "none" not in kept.operations or kept == edge  # all are kept, where too few others are
     assert f"{architectures(small):,} of " in in_words(small)
     inspect(small, Task(channels=3, height=32, width=32, classes=10), searching=True)
 

@@ -41,7 +41,7 @@ def searching(tmp_path):
         return BilevelSearch(work.__enter__())
 
     yield begin
-    for work in stack:
+    for work in reversed(stack):
         work.__exit__(None, None, None)
 
 

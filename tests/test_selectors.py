@@ -27,6 +27,7 @@ from nas.schedules import Constant, Exponential, Linear
 from nas.selection import Selection
 from nas.selectors import Selector
 from nas.selectors.control_variates import Rebar, Relax
+from nas.selectors.edge_normalised import EdgeNormalised
 from nas.selectors.edges import EdgeGates, EdgeTopK
 from nas.selectors.gdas import GDAS
 from nas.selectors.gumbel_softmax import GumbelSoftmax
@@ -293,8 +294,9 @@ RUN_AND_PROBED: dict[type[Selector], Callable[[int], tuple[int, int]]] = {
     Relax: lambda k: (1, 0),
     Dirichlet: lambda k: (k, 0),
     Sigmoid: lambda k: (k, 0),
+    EdgeNormalised: lambda k: (k, 0),
 }
-MIXTURES = {Softmax, GumbelSoftmax, Dirichlet, Sigmoid}
+MIXTURES = {Softmax, GumbelSoftmax, Dirichlet, Sigmoid, EdgeNormalised}
 ELSEWHERE = {Entmax, EdgeTopK, EdgeGates}
 """Whose count depends on the logits; below."""
 

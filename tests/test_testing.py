@@ -19,6 +19,12 @@ SMALL = {
     "chain": {"channels": 4, "stages": 2},
     "darts": {"channels": 4, "depth": 3, "nodes": 2},
     "nas-bench-201": {"channels": 4, "cells_per_stage": 1},
+    "darts-s1": {"channels": 4, "depth": 3},
+    "darts-s2": {"channels": 4, "depth": 3},
+    "darts-s3": {"channels": 4, "depth": 3},
+    "darts-s4": {"channels": 4, "depth": 3},
+    "darts-bench": {"channels": 4, "depth": 3},
+    "vit": {"channels": 4, "blocks": 2},
 }
 
 

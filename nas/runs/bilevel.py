@@ -1,8 +1,7 @@
 """A search's architecture step as a bilevel problem, for hypergradients beyond first order."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -17,9 +16,8 @@ from nas.randomness import generator, seed_global
 from nas.runs.configuration import Search
 from nas.runs.modifiers import Searching
 from nas.runs.optimizers import SGD, parameters
-from nas.selection import Selection, indices
+from nas.runs.plain import plain_loss
 from nas.selectors.base import LossOf
-from nas.supernet import Network, Selections, reference
 from nas.supernet.statistics import untouched
 
 
@@ -50,7 +48,8 @@ class ArchitectureStep:
 
     def __init__(self, search: Bilevelled, step: int, progress: float) -> None:
         self.search, self.step, self.progress = search, step, progress
-        self.weights, self.tables = parameters(search.weights), [*search.architecture.parameters()]
+        self.weights = [weight for weight in parameters(search.weights) if weight.requires_grad]  # some may be frozen
+        self.tables = [*search.architecture.parameters()]
         self.moved: list[bool] = []
 
     def problem(self) -> Bilevel:
@@ -113,32 +112,12 @@ class ArchitectureStep:
 
     def _graph(self) -> Tensor:
         """Returns the inner loss by the plain execution, every candidate running, twice differentiable."""
-        images, labels = self.search.train.batch(self.step)
         draws = generator(self.search.seed, "decide", "arch", self.step)
         logits = self.search.forward_logits(self.progress)
         decision = self.search.selector.decide(logits, self.progress, draws)
-        with _plainly(self.search.network), untouched(self.search.norms):
-            return F.cross_entropy(self.search.network(images, _running_all(decision, logits)).scores, labels)
-
-
-def _running_all(decision: Selections, logits: dict[str, Tensor]) -> dict[str, Selection]:
-    found = {}
-    for name, selection in decision.items():
-        if selection.weights is None or not selection.weights.requires_grad:
+        if not all(each.weights is not None and each.weights.requires_grad for each in decision.values()):
             raise ConfigError(
                 "search.hypergradient=unrolled-exact differentiates the weights of decisions, but this selector's "
                 "carry no gradient; use unrolled, neumann or conjugate-gradient"
             )
-        live = indices(torch.isfinite(logits[name]))
-        found[name] = Selection(live, selection.weights, offset=selection.offset)
-    return found
-
-
-@contextmanager
-def _plainly(network: Network) -> Iterator[None]:
-    run, fast = network.run, network.fast
-    network.run, network.fast = reference.run_cell, False
-    try:
-        yield
-    finally:
-        network.run, network.fast = run, fast
+        return plain_loss(self.search.network, self.search.norms, self.search.train.batch(self.step), decision, logits)

@@ -35,6 +35,7 @@ class EdgeSelector(Selector):
 
     weighs_edges: ClassVar[bool] = True
     closed_edges_run: ClassVar[bool]
+    groups: ClassVar[Mapping[str, Groups]] = {}
 
     inner: Selector = StraightThroughGumbelSoftmax()
 
@@ -43,6 +44,17 @@ class EdgeSelector(Selector):
             raise ValueError("inner must decide among candidates, got a selector that weighs edges too")
         if not self.inner.learns:
             raise ValueError("inner must learn logits, got one that does not, such as uniform")
+
+    def on(self, cells: Mapping[str, Cell]) -> Selector:
+        """Returns the selector that knows which edges lead into the same node, and so compete."""
+        bound = copy.copy(self)
+        groups = {name: tuple(tuple(cell.in_edges(node)) for node in cell.order) for name, cell in cells.items()}
+        object.__setattr__(bound, "groups", groups)
+        return bound
+
+    def rivals(self, name: str, count: int) -> Groups:
+        """Returns the edges of cell `name` that compete; all `count` where the cell's graph is not known."""
+        return self.groups.get(name, (tuple(range(count)),))
 
     @abstractmethod
     def gates(self, name: str, logits: Tensor, progress: float, generator: Generator) -> Tensor:
@@ -99,7 +111,7 @@ class EdgeSelector(Selector):
         paths = tuple(path if run else () for path, run in zip(selection.paths, runs, strict=True))
         probes = tuple(each if gate else () for each, gate in zip(selection.probes, is_open, strict=False))
         offset = None if selection.offset is None else selection.offset * gates
-        return Selection(paths, weights * gates[:, None], probes, selection.log_prob, offset)
+        return Selection(paths, weights * gates[:, None], probes, selection.log_prob, offset, gates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +129,6 @@ class EdgeTopK(EdgeSelector):
     """
 
     closed_edges_run: ClassVar[bool] = True
-    groups: ClassVar[Mapping[str, Groups]] = {}
 
     keep: int = 2
     temperature: Schedule = Constant(value=1.0)
@@ -128,18 +139,11 @@ class EdgeTopK(EdgeSelector):
         if self.keep < 1:
             raise ValueError(f"keep must be at least 1, got {self.keep}")
 
-    def on(self, cells: Mapping[str, Cell]) -> Selector:
-        """Returns the selector whose edges compete if they lead into the same node."""
-        bound = copy.copy(self)
-        groups = {name: tuple(tuple(cell.in_edges(node)) for node in cell.order) for name, cell in cells.items()}
-        object.__setattr__(bound, "groups", groups)
-        return bound
-
     def gates(self, name: str, logits: Tensor, progress: float, generator: Generator) -> Tensor:
         """Returns 1 for edges that are kept and 0 for others, with the relaxation's gradient."""
         levels, temperature = _levels(logits), self.temperature(progress)
         gates = torch.ones_like(levels)
-        for group in self._groups(name, len(levels)):
+        for group in self.rivals(name, len(levels)):
             if len(group) > self.keep:
                 among = torch.tensor(group)
                 drawn = straight_through_top_k(levels[among], self.keep, temperature, generator)
@@ -154,14 +158,11 @@ class EdgeTopK(EdgeSelector):
     def _shares(self, name: str, logits: Tensor) -> Tensor:
         levels = _levels(logits)
         shares = torch.zeros_like(levels)
-        for group in map(list, self._groups(name, len(levels))):
+        for group in map(list, self.rivals(name, len(levels))):
             among = levels[group].softmax(0)
             kept = among.topk(min(self.keep, len(group))).indices
             shares[group] = torch.zeros_like(among).scatter(0, kept, among[kept])
         return shares
-
-    def _groups(self, name: str, count: int) -> Groups:
-        return self.groups.get(name, (tuple(range(count)),))
 
 
 @dataclass(frozen=True, kw_only=True)

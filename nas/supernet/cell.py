@@ -16,6 +16,7 @@ class MixedCell(nn.Module):
         cell: The graph.
         channels: Channels of every node after the inputs.
         stride: Stride of the edges that leave an input.
+        partial: Candidates run on the first 1/partial of the channels.
         drop_path: Probability with which a sample loses a candidate's output in training (the identity's never).
         candidates: candidates[e][k] is candidate k of edge e.
     """
@@ -26,18 +27,25 @@ class MixedCell(nn.Module):
             raise ConfigError(
                 f"the slot of cell {slot.cell!r} preprocesses {len(slot.preprocess)} of {cell.inputs} inputs"
             )
+        inputs = slot.in_channels or slot.channels
+        if slot.partial > 1 and (slot.channels % slot.partial or inputs != slot.channels):
+            raise ConfigError(
+                f"cell {slot.cell!r} maps {inputs} to {slot.channels} channels; to run on 1/{slot.partial} of them "
+                f"(partial-channels in search.modifiers) both must be the same multiple of {slot.partial}, so that the "
+                "others can bypass the operations; change its share or the space's channels, or leave it away"
+            )
         self.name, self.cell, self.channels, self.stride = slot.cell, cell, slot.channels, slot.stride
-        self.drop_path = 0.0
+        self.partial, self.drop_path = slot.partial, 0.0
         self.preprocess = nn.ModuleList(slot.preprocess)
         self.edges = nn.ModuleDict()
         for edge in cell.edges:
             outer = edge.source < cell.inputs
-            site = Site(
-                (slot.in_channels or slot.channels) if outer else slot.channels,
-                slot.channels,
-                slot.stride if outer else 1,
-                searching,
-            )
+            width = (inputs if outer else slot.channels) // slot.partial
+            site = Site(width, slot.channels // slot.partial, slot.stride if outer else 1, searching)
             built = {operation: operations[operation](site) for operation in edge.operations}
             self.edges[f"{edge.source}-{edge.target}"] = nn.ModuleDict(built)
         self.candidates = [list(edge.children()) for edge in self.edges.children()]
+
+    def stride_of(self, e: int) -> int:
+        """Returns the stride of edge e."""
+        return self.stride if self.cell.edges[e].source < self.cell.inputs else 1

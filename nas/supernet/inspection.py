@@ -70,8 +70,9 @@ def _watch(cell: MixedCell, place: list[str]) -> None:
     for index, module in enumerate(cell.preprocess):
         where = f"cell {cell.name!r}, preprocessing of input {index}"
         module.register_forward_pre_hook(lambda *_, where=where: place.__setitem__(0, where))
-    for edge, candidates in zip(cell.cell.edges, cell.candidates, strict=True):
-        stride = cell.stride if edge.source < cell.cell.inputs else 1
+    channels = cell.channels // cell.partial
+    for e, (edge, candidates) in enumerate(zip(cell.cell.edges, cell.candidates, strict=True)):
+        stride = cell.stride_of(e)
         for operation, candidate in zip(edge.operations, candidates, strict=True):
             where = f"cell {cell.name!r}, edge {edge.source}-{edge.target}, candidate {operation!r}"
 
@@ -82,11 +83,11 @@ def _watch(cell: MixedCell, place: list[str]) -> None:
                 module: nn.Module, inputs: tuple[Tensor], y: Tensor, where: str = where, stride: int = stride
             ) -> None:
                 batch, _, height, width = inputs[0].shape
-                expected = (batch, cell.channels, -(-height // stride), -(-width // stride))
+                expected = (batch, channels, -(-height // stride), -(-width // stride))
                 if tuple(y.shape) != expected:
                     raise ConfigError(
                         f"{where}: gives shape {tuple(y.shape[1:])} from {tuple(inputs[0].shape[1:])}, "
-                        f"but stride {stride} and {cell.channels} channels ask for {expected[1:]}; "
+                        f"but stride {stride} and {channels} channels ask for {expected[1:]}; "
                         "every candidate must give the same shape"
                     )
 

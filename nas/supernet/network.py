@@ -41,6 +41,9 @@ class Network(nn.Module):
         run: The execution of a cell.
         fast: Whether images are made channels-last, and `run` also runs the layers between cells that are understood.
 
+    Attributes:
+        companions: Candidates that run beside every decision, and their weights; decisions need not know them.
+
     Raises:
         ConfigError: The space names unknown operations or cells, or its cells are no acyclic graphs.
     """
@@ -60,6 +63,7 @@ class Network(nn.Module):
         self.layers = nn.ModuleDict()
         self.auxiliary = nn.ModuleDict()
         cells = space.cells
+        self.cells, self.companions = dict(cells), dict[str, float]()
         self.single = {name: Selection.everything(cell) for name, cell in cells.items() if cell.candidates <= 1}
         self.reach = max(cell.inputs for cell in cells.values())
         for index, layer in enumerate(space.layers(task, searching)):
@@ -84,6 +88,11 @@ class Network(nn.Module):
             selections: One decision per cell; None for a network with one candidate per edge.
         """
         selections = self.single if selections is None else selections
+        for operation, weight in self.companions.items():
+            selections = {
+                name: selection.beside(self.cells[name], operation, weight).to(images.device)
+                for name, selection in selections.items()
+            }
         if self.fast:
             images = images.contiguous(memory_format=torch.channels_last)
         history: list[Tensor] = [images]

@@ -6,6 +6,7 @@ from operator import add
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.ops import drop_path, zeros
@@ -40,6 +41,26 @@ def _run_edge(cell: MixedCell, e: int, x: Tensor, selection: Selection) -> Tenso
     """Returns the output of edge e, or None if it runs no candidate."""
     if not selection.paths[e]:
         return None
+    if cell.partial == 1:
+        return _mixture(cell, e, x, selection)
+    few = cell.channels // cell.partial
+    return shuffled(_mixture(cell, e, x[:, :few], selection), passed_by(cell, e, x, selection), cell.partial)
+
+
+def passed_by(cell: MixedCell, e: int, x: Tensor, selection: Selection) -> Tensor:
+    """Returns what bypasses the candidates of an edge with partial channels: the others, pooled by its stride."""
+    rest, stride = x[:, cell.channels // cell.partial :], cell.stride_of(e)
+    rest = F.max_pool2d(rest, stride, ceil_mode=True) if stride > 1 else rest
+    return rest if selection.gates is None else selection.gates[e].to(rest.dtype) * rest
+
+
+def shuffled(mixture: Tensor, passed: Tensor, share: int) -> Tensor:
+    """Joins the channels of an edge's or node's parts so that the first 1/share of them are of both."""
+    return torch.channel_shuffle(torch.cat([mixture, passed], dim=1), share)
+
+
+def _mixture(cell: MixedCell, e: int, x: Tensor, selection: Selection) -> Tensor:
+    """Returns the weighted sum of the candidates that edge e runs."""
     terms = [_run(cell, cell.candidates[e][k], x) for k in selection.paths[e]]
     if selection.weights is not None:
         weights = selection.weights[e].to(terms[0].dtype)

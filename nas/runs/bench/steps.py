@@ -137,7 +137,8 @@ class _FixedSearch(BilevelSearch):
 
 def fixed_subject(work: Session, genotype: Genotype) -> Subject:
     """Returns the weight step of a genotype's network in the supernet's form, run by stock torch: the plain network."""
-    config = replace(work.config, space=work.config.space.fix(genotype), engine=Engine(backend="reference"))
+    space, bare = work.config.space.fix(genotype), replace(work.config.search, modifiers=())
+    config = replace(work.config, space=space, search=bare, engine=Engine(backend="reference"))
     search = _FixedSearch(replace(work, config=config))
     return Subject(search.network, _weight_step(search))
 

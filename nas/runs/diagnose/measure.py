@@ -24,7 +24,8 @@ from nas.runs.diagnose.reference import Reference, Tick, enumerated, sampled
 from nas.runs.diagnose.statistics import compare, size
 from nas.runs.diagnose.subjects import Subject
 from nas.runs.optimizers import parameters
-from nas.runs.search import BilevelSearch, still
+from nas.runs.plain import still
+from nas.runs.search import BilevelSearch
 from nas.runs.session import Session, session
 from nas.runs.training import require_finite
 from nas.selectors.uniform import Uniform
@@ -82,6 +83,8 @@ def diagnose(config: Config, subjects: Sequence[Subject], settings: Settings, *,
         ConfigError: A setting is wrong, or the space offers no choice.
         Interrupted: A signal asked for a stop.
     """
+    if config.search.modifiers:
+        raise ConfigError("diagnose judges selectors on a supernet as it is; leave search.modifiers away")
     inspect(config.space, config.dataset.task(), searching=True)
     whole = architectures(config.space)
     space = reduced(config.space, LIMIT) if settings.reference == "auto" else config.space

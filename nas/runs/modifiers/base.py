@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.architecture import Architecture
 from nas.data import Batches
+from nas.hypergradients import Hypergradient
 from nas.selection import Selection
 from nas.selectors import Selector
 from nas.selectors.base import LossOf
@@ -32,6 +33,7 @@ class Searching(Protocol):
         architecture: The logits.
         memory: What the selector remembers.
         weights: Optimizer of the network's parameters.
+        hypergradient: How architecture steps see that the weights depend on the logits.
         norms: Batch norms that keep running statistics.
         train: Images of weight steps.
         arch: Images of architecture steps.
@@ -48,6 +50,7 @@ class Searching(Protocol):
     architecture: Architecture
     memory: nn.Module | None
     weights: torch.optim.Optimizer
+    hypergradient: Hypergradient
     norms: list[_BatchNorm]
     train: Batches
     arch: Batches
@@ -80,9 +83,11 @@ class Attached(nn.Module):
 
     Attributes:
         ended: Number of steps after which it ended the search; -1 if it did not.
+        binding: Whether `gradients` and `after` belong to every step on the weights, also to those of a derivation.
     """
 
     ended: int = -1
+    binding: ClassVar[bool] = False
 
     def __init__(self, search: Searching) -> None:
         super().__init__()
@@ -111,9 +116,14 @@ class Attached(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Modifier(ABC):
-    """A change of a search; it is its own configuration."""
+    """A change of a search; it is its own configuration.
+
+    Attributes:
+        apart: Names of modifiers that cannot be in the same search, and why.
+    """
 
     registry: ClassVar[str] = "nas.modifiers"
+    apart: ClassVar[Mapping[str, str]] = {}
 
     def require(self, space: SearchSpace, selector: Selector) -> None:  # noqa: B027 - most go with all
         """Raises ConfigError, with the reason, unless the modifier can go with space and selector."""

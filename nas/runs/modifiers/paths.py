@@ -47,8 +47,7 @@ class FairPaths(Modifier):
 class _Sandwich(Attached):
     def __init__(self, search: Searching, paths: int) -> None:
         super().__init__(search)
-        self.paths = paths
-        self.largest, self.smallest = _extremes(search)
+        self.paths, self.sizes = paths, _sizes(search)
 
     def decisions(self, decisions: list[Decision], step: int, progress: float) -> list[Decision]:
         draws = generator(self.search.seed, "sandwich", step)
@@ -57,7 +56,7 @@ class _Sandwich(Attached):
             {name: Selection(tuple((_order(row, 1, draws)[0],) for row in rows)) for name, rows in live.items()}
             for _ in range(self.paths)
         ]
-        return [self.largest, self.smallest, *drawn]
+        return [*_extremes(self.sizes, live), *drawn]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +93,8 @@ def _order(row: tuple[int, ...], count: int, draws: Generator) -> list[int]:
     return [order[place % len(order)] for place in range(count)]
 
 
-def _extremes(search: Searching) -> tuple[Decision, Decision]:
-    """Returns the paths of the candidates with most and with fewest parameters."""
+def _sizes(search: Searching) -> dict[str, list[list[int]]]:
+    """Returns the number of parameters of every candidate of each edge, -1 for zeros, by cell name."""
     sizes: dict[str, list[list[int]]] = {}
     for cell in search.network.mixed_cells:
         rows = [  # candidates of the cell's first place; later ones differ in width only
@@ -103,10 +102,17 @@ def _extremes(search: Searching) -> tuple[Decision, Decision]:
             for candidates in cell.candidates
         ]
         sizes.setdefault(cell.name, rows)
+    return sizes
+
+
+def _extremes(
+    sizes: dict[str, list[list[int]]], live: dict[str, tuple[tuple[int, ...], ...]]
+) -> tuple[Decision, Decision]:
+    """Returns the paths of the candidates with most and with fewest parameters among those that are left."""
     largest, smallest = {}, {}
     for name, rows in sizes.items():
-        ranks = [sorted(range(len(row)), key=row.__getitem__) for row in rows]  # zeros first, of equals the first
-        largest[name] = Selection(tuple((row.index(max(row)),) for row in rows))
-        whole = [[k for k in rank if row[k] >= 0] or rank for rank, row in zip(ranks, rows, strict=True)]
-        smallest[name] = Selection(tuple((rank[0],) for rank in whole))
+        pairs = [*zip(rows, live[name], strict=True)]
+        largest[name] = Selection(tuple((max(left, key=row.__getitem__),) for row, left in pairs))
+        whole = [(row, [k for k in left if row[k] >= 0] or left) for row, left in pairs]
+        smallest[name] = Selection(tuple((min(left, key=row.__getitem__),) for row, left in whole))
     return largest, smallest

@@ -19,11 +19,14 @@ from nas.supernet.aten.probes import Shared, pool_key, pool_of, probe
 from nas.supernet.aten.stages import parameters
 from nas.supernet.aten.terms import Job, Term
 from nas.supernet.cell import MixedCell
+from nas.supernet.parts import run_in_parts
 from nas.supernet.plan import Candidate, Chain, Identity, Nothing, Opaque, Pool, plan
 
 
 def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) -> Tensor:
     """Runs one cell under one decision, as `reference.run_cell` does; channels-last, in float32 under autocast."""
+    if cell.partial > 1:
+        return run_in_parts(run_cell, cell, inputs, selection)
     run = _Run(cell, selection, inputs[0].device.type)
     for i, x in enumerate(inputs):
         run.read_input(i, x)

@@ -31,7 +31,8 @@ from nas.supernet.native.layout import (
 from nas.supernet.native.probes import Probes
 from nas.supernet.native.program import Program
 from nas.supernet.native.records import Signature
-from nas.supernet.plan import Chain, Identity, Opaque, Plan, Sum, plan, reached
+from nas.supernet.parts import run_in_parts
+from nas.supernet.plan import Candidate, Chain, Identity, Opaque, Plan, Sum, plan, reached
 
 SHARED = 2**17
 """Numbers of an input from which on threads share the images; for less, waking them takes longer than they save."""
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) -> Tensor:
     """Runs one cell under one decision, as `reference.run_cell` does; what it does not know it leaves to `aten`."""
+    if cell.partial > 1:
+        return run_in_parts(run_cell, cell, inputs, selection)
     known = _cells.get(cell)
     if known is None:
         known = _cells[cell] = _Known(cell)
@@ -156,10 +159,16 @@ def _obstacle(
         return f"it preprocesses by convolutions only (cell {cell.name!r})"
     for e, candidates in enumerate(known.candidates):
         for k in (*selection.paths[e], *(selection.probes[e] if selection.probes else ())):
-            operation = candidates[k]
-            if isinstance(operation, Opaque) and not isinstance(operation, Sum):
-                return f"it does not know operation {cell.cell.edges[e].operations[k]!r} (cell {cell.name!r})"
+            if _is_unknown(candidates[k]):
+                rows = zip(cell.cell.edges, known.candidates, strict=True)
+                pairs = [pair for edge, row in rows for pair in zip(edge.operations, row, strict=True)]
+                names = dict.fromkeys(name for name, candidate in pairs if _is_unknown(candidate))
+                return f"it does not know operation {', '.join(map(repr, names))} (cell {cell.name!r})"
     return None
+
+
+def _is_unknown(candidate: Candidate) -> bool:
+    return isinstance(candidate, Opaque) and not isinstance(candidate, Sum)
 
 
 @cache
