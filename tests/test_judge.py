@@ -318,6 +318,17 @@ def test_tuning_twice_gives_the_same_answers_and_tuning_changes_them(selector, w
     assert len(set(answers)) == 3
 
 
+def test_tuning_keeps_entangled_weights_together(work):
+    search = work(search={"modifiers": ["entanglement"]}, selector="softmax")
+    (entangled,) = (each for each in search.attached if each.binding)
+    before = [share.large.clone() for share in entangled.shares]
+    with examine(search) as judge:
+        judge.tune({name: cell.mask for name, cell in search.session.config.space.cells.items()}, 2)
+        assert not any(torch.equal(share.large, old) for share, old in zip(entangled.shares, before, strict=True))
+        for share in entangled.shares:
+            assert torch.equal(share.small, share.of(share.large))
+
+
 def test_tuning_goes_by_a_tenth_of_the_first_learning_rate(work):
     lr = {"name": "cosine", "start": 0.5, "end": 0.0}  # at its end a search would tune nothing
     search = work(selector="softmax", search={"weights": {"name": "sgd", "lr": lr}})

@@ -14,9 +14,9 @@ LAYERS = (
     "errors estimators hypergradients schedules randomness registry config yaml_guard",
     "selection genotype space subspace ops",
     "selectors supernet architecture derivation",
-    "data files checkpoint optimizer_state tracking status progress benchmarks",
+    "data files checkpoint optimizer_state tracking status progress benchmarks cost",
     "runs report",
-    "cli commands testing",
+    "cli commands options testing",
 )
 LAYER = {part: layer for layer, parts in enumerate(LAYERS) for part in parts.split()}
 

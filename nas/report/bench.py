@@ -1,6 +1,7 @@
 """The table of `nas bench`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -33,6 +34,32 @@ def show_bench(found: Mapping[str, Any]) -> None:
         rows,
         notes,
     )
+
+
+def show_latency(found: Mapping[str, Any], path: Path) -> None:
+    """Prints a latency table."""
+    rows = []
+    for each in found["candidates"]:
+        shape = f"{each['in_channels']}x{each['height']}x{each['width']}"
+        low, high = (f"{1000 * value:.3g}" for value in each["range"])
+        where = (each["operation"], shape, str(each["channels"]), str(each["stride"]))
+        rows.append((*where, _seconds(each["seconds"]), f"{low} to {high} ms"))
+    machine, task = found["machine"], found["task"]
+    clock = "CPU time of the process" if found["clock"] == "cpu" else "time on the wall"
+    agreement = [
+        f"{words} {found[name]:.2f}"
+        for name, words in (("r_squared", "R squared"), ("spearman", "Spearman"))
+        if found[name] is not None
+    ]
+    notes = [
+        f"{found['space']['name']} in its retrained form, batch {found['batch_size']} of "
+        f"{task['channels']}x{task['height']}x{task['width']}; {clock}, medians over {found['rounds']} rounds",
+        f"every network needs {_seconds(found['fixed'])} besides its candidates; over {len(found['networks'])} random "
+        f"networks, sum against whole: {', '.join(agreement) or 'all take the same'}",
+        f"{machine['processor']}, {machine['threads']} threads, device {machine['device']}, torch {machine['torch']}",
+        f"written to {path}; search by it with: --set cost.latency_table={path} --set 'cost.target=latency<=...ms'",
+    ]
+    show("Latency of each candidate", ("candidate", "input", "channels", "stride", "median", "range"), rows, notes)
 
 
 def _times(found: Mapping[str, Any]) -> Iterator[Sequence[str]]:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nas.files import read_json
+from nas.report.costs import cost_lines
 from nas.report.tables import show_gap, show_retrained, show_search
 from nas.runs.folder import PRODUCTS, Run
 from nas.runs.retrain import read_retrained
@@ -25,7 +26,7 @@ def show_result(run: Run, stage: str, as_json: bool) -> None:
         if as_json:
             print_json({**written, "folder": folder})
         else:
-            print(written["text"])
+            print("\n".join([written["text"], *cost_lines(written.get("cost", ()))]))
     elif stage == "retrain":
         results = read_retrained(run.config, run.folder, run.genotype(), run.config.retrain.seeds)
         if as_json:

@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 
 from nas import registry
 from nas.benchmarks import Benchmark
+from nas.cost import Cost
 from nas.data import Dataset, Digits
 from nas.derivation import Derivation
 from nas.hypergradients import FirstOrder, Hypergradient
 from nas.runs.modifiers import Modifier
 from nas.runs.optimizers import SGD, Adam, Optimizer
+from nas.runs.watch import Watch
 from nas.schedules import Constant, Cosine, Linear, Schedule
 from nas.selectors import Selector
 from nas.selectors.softmax import Softmax
@@ -41,6 +43,7 @@ class Search:
         clip: Largest norm of the weights' gradient; 0 for no limit.
         evaluate_every: Epochs between evaluations on `select`; the last epoch is always evaluated.
         decisions: Decisions averaged in such an evaluation.
+        watch: Signals of a collapse, and what is then done.
     """
 
     epochs: int = 40
@@ -55,6 +58,7 @@ class Search:
     clip: float = 5.0
     evaluate_every: int = 1
     decisions: int = 1
+    watch: Watch = Watch()
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "epochs", "batch_size", "evaluate_every", "decisions")
@@ -64,6 +68,9 @@ class Search:
         kinds = [registry.name_of(Modifier.registry, type(each)) for each in self.modifiers]
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"modifiers must differ, got {', '.join(twice)} more than once")
+        for kind, each in zip(kinds, self.modifiers, strict=True):
+            for other in sorted({*kinds} & {*each.apart}):
+                raise ValueError(f"modifiers cannot hold {kind} beside {other}: {each.apart[other]}; leave one away")
         self.entropy.require("entropy", lambda value: value >= 0, "at least 0")
         self.forward_temperature.require("forward_temperature", lambda value: value > 0, "positive")
 
@@ -127,14 +134,16 @@ class Gap:
     Attributes:
         decisions: Keyed decisions over which the supernet's accuracy is averaged (1 for a deterministic selector).
         random: Random genotypes retrained at equal budget; the baseline, and the sample of Kendall's tau.
+        ranked: Random genotypes whose inherited accuracies are ranked against the benchmark's; 0 for none.
     """
 
     decisions: int = 20
     random: int = 5
+    ranked: int = 0
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "decisions")
-        _at_least(self, 0, "random")
+        _at_least(self, 0, "random", "ranked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +181,13 @@ class Config:
         dataset: On what.
         seed: Key of all randomness but the splits'.
         search: The bilevel search.
+        cost: What the derived network may cost.
         derive: From logits to a genotype; None: by sampling if the selector learns nothing, by DARTS's rule if nodes
             retain some of their in-edges, otherwise by argmax.
         retrain: Training from scratch.
         evaluation: How accuracies are measured.
         gap: The gap report.
-        benchmark: A table of published accuracies.
+        benchmark: Tables of published accuracies, and of costs on devices.
         tracking: How the run is recorded.
         engine: How networks are run.
         device: `auto` takes a GPU if there is one.
@@ -190,6 +200,7 @@ class Config:
     dataset: Dataset = Digits()
     seed: int = 0
     search: Search = Search()
+    cost: Cost = Cost()
     derive: Derivation | None = None
     retrain: Retrain = Retrain()
     evaluation: Evaluation = Evaluation()
@@ -206,10 +217,20 @@ class Config:
         if self.derive is not None and self.derive.follows_logits and not self.selector.learns:
             name = registry.name_of(Derivation.registry, type(self.derive))
             raise ValueError(f"derive must sample for a selector that learns no logits, got {name}; use sampled")
+        if self.cost.target is not None and not self.selector.learns:
+            name = registry.name_of(Selector.registry, type(self.selector))
+            raise ValueError(
+                f"cost.target needs a selector that learns logits, which it pushes towards cheap candidates; {name} "
+                "learns none: use another selector, such as st-gs, or leave cost.target away"
+            )
+        if self.gap.ranked and not self.benchmark.named:
+            raise ValueError(
+                f"gap.ranked = {self.gap.ranked} needs a table of accuracies to rank against; give one with --benchmark"
+            )
 
 
 MEANING = {
-    "search": ("space", "selector", "dataset", "seed", "search", "evaluation"),
+    "search": ("space", "selector", "dataset", "seed", "search", "cost", "evaluation"),
     "derive": ("derive",),
     "retrain": ("space", "dataset", "seed", "retrain", "evaluation"),
     "gap": ("gap", "benchmark"),

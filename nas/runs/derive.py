@@ -18,6 +18,7 @@ from nas.errors import CheckpointError, ConfigError, Interrupted
 from nas.files import write_json
 from nas.randomness import generator
 from nas.runs.configuration import MEANING, Config
+from nas.runs.cost import within_target
 from nas.runs.folder import Run
 from nas.runs.judge import Examination
 from nas.runs.search import BilevelSearch
@@ -62,6 +63,7 @@ def decide(examination: Examination, rule: Derivation) -> Genotype:
     """Returns the genotype that a rule decides; the supernet stays as it is."""
     search, config = examination.search, examination.session.config
     with examination as judge:
+        judge = replace(judge, genotype=within_target(search.constraints, judge.genotype))
         return rule.derive(config.space, search.ranking(), judge, generator(config.seed, "derive"))
 
 

@@ -3,10 +3,12 @@
 import os
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,16 +67,20 @@ class Run:
         if genotype:
             config.space.require(genotype)
         with lock(folder):
-            if (folder / "config.yaml").is_file():
-                before = cls.open(folder)
-                done = {stage for stage, product in PRODUCTS.items() if (folder / product).exists()}
-                _refuse(folder, before.config, config, {section for stage in done for section in MEANING[stage]})
-                if genotype and "derive" in done and before.genotype() != genotype:
-                    raise ConfigError(f"{folder} holds another genotype; choose another --out")
+            run.check(genotype)
             run.write()
             if genotype:
                 run.write_genotype(genotype)
         return run
+
+    def check(self, genotype: Genotype | None = None) -> None:
+        """Raises ConfigError if the folder holds results of other settings, or of another genotype than this."""
+        if (self.folder / "config.yaml").is_file():
+            before = Run.open(self.folder)
+            done = {stage for stage, product in PRODUCTS.items() if (self.folder / product).exists()}
+            _refuse(self.folder, before.config, self.config, {part for stage in done for part in MEANING[stage]})
+            if genotype and "derive" in done and before.genotype() != genotype:
+                raise ConfigError(f"{self.folder} holds another genotype; choose another --out")
 
     def change(self, config: Config) -> "Run":
         """Returns the run with other settings for the stages after the search, which must not change.
@@ -117,12 +123,16 @@ class Run:
         self.config.space.require(genotype)
         return genotype
 
-    def write_genotype(self, genotype: Genotype) -> None:
-        """Writes `genotype.json`: the cells, and the space's own text. A gap measured for another genotype goes."""
+    def write_genotype(self, genotype: Genotype, cost: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Writes `genotype.json`: the cells, the space's own text, and what the genotype costs against a target.
+
+        A gap measured for another genotype goes.
+        """
         path = self.folder / PRODUCTS["derive"]
         if path.is_file() and Genotype.from_json(path.read_text()) != genotype:
             (self.folder / PRODUCTS["gap"]).unlink(missing_ok=True)
-        write_json(path, {"cells": genotype.cells, "text": self.config.space.format(genotype)})
+        against = {"cost": cost} if cost else {}
+        write_json(path, {"cells": genotype.cells, "text": self.config.space.format(genotype), **against})
 
     def gap(self) -> dict[str, object] | None:
         """Returns the gap report, if there is one."""

@@ -10,7 +10,7 @@ from nas.derivation import Judge, Masks, Quality, discretise
 from nas.randomness import generator, seed_global
 from nas.runs.search import BilevelSearch
 from nas.runs.session import Session
-from nas.runs.training import descend, require_finite
+from nas.runs.training import require_finite, update
 from nas.selection import Selection
 from nas.space import Genotype
 
@@ -96,7 +96,14 @@ class Examination:
             scores = network(images, {name: each.to(images.device) for name, each in decision.items()}).scores
             loss = F.cross_entropy(scores, labels)
             require_finite(bool(loss.isfinite()), "the loss of tuning a supernet", self.tuned + 1)
-            descend(loss, self._optimizer, search.settings.clip)
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            binding = [each for each in search.attached if each.binding]
+            for each in binding:
+                each.gradients(self.tuned, 1.0)
+            update(self._optimizer, search.settings.clip)
+            for each in binding:
+                each.after(self.tuned, 1.0)
             self.tuned += 1
             self.report()
 

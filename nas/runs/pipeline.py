@@ -7,6 +7,7 @@ from typing import Any
 from nas.config import build, from_mapping, read_yaml
 from nas.runs import gap as gap_stage
 from nas.runs.configuration import Config
+from nas.runs.cost import judge_cost
 from nas.runs.derive import derive_genotype
 from nas.runs.folder import PRODUCTS, Run, default_folder
 from nas.runs.retrain import Retrained, load_network, read_retrained, retrain_genotype
@@ -105,6 +106,7 @@ def execute(run: Run, stages: Sequence[str], *, quiet: bool = False, command: st
             gap_stage.read_table(run.config)  # a wrong path is reported before the search, not after it
         for stage in left:
             work.raise_if_stopped(f"before {stage}")
+            work.status.update(stage, 0, 1)  # its seconds count from here
             stage_functions[stage](work, run)
     return run
 
@@ -114,7 +116,8 @@ def _search(work: Session, run: Run) -> None:
 
 
 def _derive(work: Session, run: Run) -> None:
-    run.write_genotype(derive_genotype(work))
+    genotype = derive_genotype(work)
+    run.write_genotype(genotype, judge_cost(work.config, genotype))
 
 
 def _retrain(work: Session, run: Run) -> list[Retrained]:

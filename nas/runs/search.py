@@ -1,8 +1,7 @@
 """Bilevel search: architecture steps on `arch`, weight steps on `train`, in turn (arXiv:1806.09055)."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,10 +16,14 @@ from nas.randomness import generator, seed_global
 from nas.runs.bilevel import ArchitectureStep
 from nas.runs.blind import blind_edges, describe_blind
 from nas.runs.configuration import Config
+from nas.runs.cost import constraints
 from nas.runs.modifiers.base import Decision
 from nas.runs.optimizers import parameters
+from nas.runs.plain import still
 from nas.runs.session import Session
 from nas.runs.training import Loop, Training, descend_along, require_finite, update
+from nas.runs.watch.messages import describe_watch
+from nas.runs.watch.watching import Watching
 from nas.selection import Selection
 from nas.selectors.base import LossOf
 from nas.space import SearchSpace
@@ -45,6 +48,7 @@ class BilevelSearch(Training):
     def __init__(self, session: Session) -> None:
         config, settings = session.config, session.config.search
         self.session, self.settings, self.seed = session, settings, config.seed
+        self.hypergradient = settings.hypergradient
         self.task, self.selector = session.task, config.selector.on(config.space.cells)
         self.space = modified(config)
         self.network, self.architecture, memory = build(session, self.space)
@@ -63,8 +67,12 @@ class BilevelSearch(Training):
         self.arch = session.batches(splits.arch, size, seed=self.seed, stream="arch")
         self.steps_per_epoch = self.train.steps_per_epoch
         self.steps = settings.epochs * self.steps_per_epoch
-        self.attached = [modifier.attach(self) for modifier in settings.modifiers]
+        self.constraints = constraints(self, config)
+        self.attached = [*(modifier.attach(self) for modifier in settings.modifiers), *self.constraints]
         self.modules |= {f"modifier-{i}": each for i, each in enumerate(self.attached) if each.state_dict()}
+        self.watch = Watching(settings.watch, self, config.space)
+        self.attached.append(self.watch)  # the last, since it may end an epoch with other logits
+        self.modules |= {"watch": self.watch}
 
     def finished(self, done: int) -> bool:
         """Returns whether all steps are taken, or a modifier ended the search before."""
@@ -94,7 +102,7 @@ class BilevelSearch(Training):
         values = {**describe(self.architecture.cells, self.probabilities()), **self.selector.settings(progress)}
         values["lr"] = self.settings.weights.lr(progress)
         if epoch % self.settings.evaluate_every == 0 or epoch == self.settings.epochs:
-            values["select"] = self._accuracy(epoch, progress)
+            values["select"] = self.supernet_accuracy(epoch, progress)
         for each in self.attached:
             values |= each.end_epoch(epoch, progress)
         return values
@@ -113,7 +121,7 @@ class BilevelSearch(Training):
         with torch.no_grad():
             return self.selector.ranking(self.architecture.logits())
 
-    def _accuracy(self, epoch: int, progress: float) -> float:
+    def supernet_accuracy(self, epoch: int, progress: float) -> float:
         """Returns the mean accuracy on `select` over a few decisions."""
         count = self.settings.decisions if self.selector.stochastic else 1
         decisions = [self.decide(progress, "evaluate", epoch, index) for index in range(count)]
@@ -132,8 +140,10 @@ class BilevelSearch(Training):
             for name, cell in self.architecture.cells.items()
             for edge, row in zip(cell.edges, tables[name].tolist(), strict=True)
         ]
-        select = self._accuracy(self.settings.epochs, 1.0)
-        return {"select": select, **describe(self.architecture.cells, tables), "edges": edges}
+        select = self.supernet_accuracy(self.settings.epochs, 1.0)
+        cost = [row for each in self.constraints for row in each.summary()]
+        seen = describe(self.architecture.cells, tables)
+        return {"select": select, **seen, "edges": edges, "cost": cost, "watch": self.watch.summary()}
 
     def decide(self, progress: float, *key: int | str) -> dict[str, Selection]:
         """Returns the decision drawn with `key`, without gradient."""
@@ -237,6 +247,7 @@ def loss_at_border(network: Network, images: Tensor, labels: Tensor, selections:
         for inside, outside in (
             (leaves[name].weights, selections[name].weights),
             (leaves[name].offset, selections[name].offset),
+            (leaves[name].gates, selections[name].gates),
         )
         if inside is not None and outside is not None and inside.requires_grad
     ]
@@ -253,29 +264,23 @@ def loss_at_border(network: Network, images: Tensor, labels: Tensor, selections:
     return value
 
 
-@contextmanager
-def still(weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, the weights do not require gradients."""
-    trained = [weight for weight in weights if weight.requires_grad]
-    for weight in trained:
-        weight.requires_grad = False
-    try:
-        yield
-    finally:
-        for weight in trained:
-            weight.requires_grad = True
-
-
 def run_search(session: Session) -> None:
     """Searches, from the newest checkpoint on; leaves the final checkpoint in `checkpoints`, and a summary."""
     new = not (session.folder / "checkpoints").exists()
     if new:
-        inspect(modified(session.config), session.task, searching=True)  # says what is wrong with a space, in seconds
+        config = session.config
+        inspect(config.space, session.task, searching=True)  # says what is wrong with a space, in seconds
+        if config.search.modifiers:
+            inspect(modified(config), session.task, searching=True)
     search = BilevelSearch(session)
     if new and search.selector.learns:
         found = blind_edges(search.selector, search.architecture, search.loss_on, search.seed)
         if found:
             logger.warning(describe_blind(session.config.selector, found))
     Loop(search, session.folder, session, "search").run()
+    if search.watch.ended >= 0:
+        why = "; ".join(describe_watch(search.watch.summary()))
+        session.status.update("search", search.watch.ended, search.steps, why, force=True)
+    search.settle()
     if not (session.folder / SUMMARY).is_file():
         write_json(session.folder / SUMMARY, search.summary())

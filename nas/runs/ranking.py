@@ -1,0 +1,62 @@
+"""Does a supernet rank architectures as training them from scratch does? Asked of a table that knows the answer."""
+
+from typing import Any
+
+import numpy as np
+
+from nas.benchmarks import Table
+from nas.derivation import discretise, sample, uniform
+from nas.randomness import generator
+from nas.runs.search import BilevelSearch
+from nas.runs.session import Session
+from nas.runs.statistics import kendall, spearman
+from nas.space import Genotype
+
+
+def rank_supernet(session: Session, search: BilevelSearch, table: Table, count: int) -> dict[str, Any]:
+    """Compares inherited accuracies with published ones over random genotypes.
+
+    Args:
+        session: Where to measure; inherited accuracies are on `select`, with recalibrated batch norms.
+        search: At its end.
+        table: With test accuracies of the space's architectures.
+        count: How many genotypes; as many as the space has, if it has fewer.
+
+    Returns:
+        `tau` (Kendall's), its `n` and 95% `interval`, `spearman`, and `top_half`: the same `tau`, `n` and `interval`
+        among the genotypes whose published accuracy is at least the median. What is not defined is None.
+
+    Raises:
+        ConfigError: The table lacks accuracies, or a genotype of the space.
+        Interrupted: A signal asked for a stop.
+    """
+    genotypes = random_genotypes(session, count, "ranked genotypes")
+    _ = table.test
+    published = np.array([entry.test for entry in table.entries(session.config.space, genotypes)], dtype=np.float64)
+    inherited = np.zeros(len(genotypes))
+    with session.progress(len(genotypes), "rank with inherited weights") as bar:
+        for place, genotype in enumerate(genotypes):
+            session.raise_if_stopped("while ranking")
+            decision = discretise(session.config.space, genotype)
+            (inherited[place],) = session.evaluator.accuracy(search.network, decision, "select")
+            session.status.update("gap", place + 1, len(genotypes))
+            bar.update(place + 1)
+    return rank_correlations(inherited.tolist(), published.tolist())
+
+
+def rank_correlations(inherited: list[float], published: list[float]) -> dict[str, Any]:
+    """Returns what `rank_supernet` returns, of these accuracies."""
+    middle = np.median(published) if published else 0.0
+    better = [pair for pair in zip(inherited, published, strict=True) if pair[1] >= middle]
+    top = kendall([own for own, _ in better], [known for _, known in better])
+    return {**kendall(inherited, published), "spearman": spearman(inherited, published), "top_half": top}
+
+
+def random_genotypes(session: Session, count: int, key: str = "random genotypes") -> list[Genotype]:
+    """Returns distinct random genotypes, drawn with the run's seed and `key`; fewer where the space has no more."""
+    space, draws = session.config.space, generator(session.config.seed, key)
+    found: dict[Genotype, None] = {}
+    for _ in range(100 * count):
+        if len(found) < count:
+            found[sample(space, uniform(space), draws)] = None
+    return list(found)
