@@ -5,13 +5,12 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from nas.errors import Interrupted, NasError, ResourceError
-from nas.runs.diagnose.options import OPTIONS
+from nas.options import BENCH, COMPARE, DIAGNOSE, OUTPUT, SETTINGS, SWEEP, with_options
 
 GROUPS = {
     "selectors": "nas.selectors",
@@ -29,62 +28,6 @@ Exit codes: 0 done, 1 a bug of ours, 2 configuration, 3 data, 4 checkpoint or ru
 5 resources (device, memory, disk), 6 numerics (NaN), 7 run folder in use,
 130 stopped by SIGINT and 143 by SIGTERM (everything is saved)."""
 
-Command = Callable[..., None]
-
-OUTPUT = [
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
-    click.option("--quiet", is_flag=True, help="Show no progress."),
-]
-
-WHAT = [
-    click.option("--config", type=click.Path(dir_okay=False), help="YAML file with what differs from the defaults."),
-    click.option("--space", help="Search space: a name from `nas list spaces`, or file.py:Class."),
-    click.option("--selector", help="Edge selector: a name from `nas list selectors`, or file.py:Class."),
-    click.option("--dataset", help="Dataset: a name from `nas list datasets`, a path.npz, or file.py:Class."),
-    click.option("--seed", type=int, help="Key of all randomness but the splits'."),
-]
-
-DEVICE = click.option("--device", help="auto, cpu, cuda, cuda:1, mps.")
-SET = click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Any setting, e.g. search.epochs=50.")
-
-SETTINGS = [
-    *WHAT,
-    click.option("--epochs", type=int, help="Epochs of every stage of this command that trains."),
-    DEVICE,
-    click.option("--out", type=click.Path(), help="The run folder itself; default: one in runs/."),
-    click.option("--benchmark", help="NAS-Bench-201 table (npz), for accuracy, rank and regret."),
-    SET,
-    click.option("--dry-run", is_flag=True, help="Check everything, print the network's size, train nothing."),
-    *OUTPUT,
-]
-
-BENCH = [
-    *WHAT,
-    click.option("--backend", help="What to measure: auto, reference, aten, native."),
-    click.option("--batch-size", type=int, help="Images per step."),
-    click.option("--image", type=int, help="Side of the images; default: as in a dataset that is named, or 32."),
-    click.option("--genotype", help="Measure its retraining, not a search: a file, or text as for `nas retrain`."),
-    click.option("--threads", type=int, help="CPU threads; with one, the process's CPU time is measured."),
-    click.option("--pairs", type=int, default=5, show_default=True, help="How often each step is measured."),
-    click.option("--no-memory", is_flag=True, help="Measure times only."),
-    DEVICE,
-    SET,
-    *OUTPUT,
-]
-
-DIAGNOSE = [*WHAT[:2], *WHAT[3:], *OPTIONS, DEVICE, SET, *OUTPUT]  # --selectors takes the place of --selector
-
-
-def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Command], Command]:
-    """Returns a decorator that adds options to a command, in this order."""
-
-    def decorate(function: Command) -> Command:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
 
 @click.group(epilog=CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="diffnas", prog_name="nas")
@@ -98,6 +41,8 @@ def cli() -> None:
     nas list                                  what there is to choose from
     nas bench --space darts                   how fast a step is, and what memory it needs
     nas diagnose --selectors st-gs,reinforce  how far their gradients are from the exact one
+    nas sweep --selectors softmax,st-gs --out runs/two    several seeds of each, beside random baselines
+    nas compare runs/two                      which differences they show, and which not
     nas resume runs/NAME                      goes on after any stop; so does the same command again
     """
 
@@ -134,6 +79,7 @@ def run(**options: Any) -> None:
 
 @cli.command(short_help="Derive the genotype of a finished search.")
 @click.argument("run_folder", metavar="RUN")
+@click.option("--compare", is_flag=True, help="Derive by every rule and compare; the run keeps its genotype.")
 @with_options(SETTINGS)
 def derive(run_folder: str, **options: Any) -> None:
     """Derive the genotype of a finished search.
@@ -141,10 +87,11 @@ def derive(run_folder: str, **options: Any) -> None:
     \b
     nas derive runs/NAME
     nas derive runs/NAME --set derive=argmax
+    nas derive runs/NAME --compare --benchmark nasbench201.npz
     """
     from nas import commands
 
-    commands.go_on("derive", run_folder, options)
+    commands.derive(run_folder, options)
 
 
 @cli.command(short_help="Train a genotype from scratch, with several seeds.")
@@ -234,6 +181,7 @@ def bench(**options: Any) -> None:
     nas bench --space darts --selector softmax --batch-size 16 --threads 1
     nas bench --space nas-bench-201 --set space.channels=8 --backend aten --pairs 9 --json
     nas bench --space darts --genotype genotype.json --set space.channels=36 --batch-size 16 --no-memory
+    nas bench --latency-table laptop.json --space darts --dataset cifar10 --threads 1
     """
     from nas import commands
 
@@ -256,6 +204,41 @@ def diagnose(**options: Any) -> None:
     from nas import commands
 
     commands.diagnose(options)
+
+
+@cli.command(short_help="Run selectors x seeds x settings, beside random baselines.")
+@with_options(SWEEP)
+def sweep(**options: Any) -> None:
+    """Run selectors x seeds x settings, beside random cells and a random search that takes as long as a search.
+
+    Each run has a run folder in --out. The same command again goes on where it stopped, and tries again what failed.
+    A selector named by --set or --config has its settings from there.
+
+    \b
+    nas sweep --selectors softmax,st-gs,gdas --seeds 5 --epochs 10 --out runs/three
+    nas sweep --selectors softmax --vary search.entropy=0,0.01 --vary search.warmup=0.1,0.5 --workers 2 --out runs/grid
+    nas sweep --space nas-bench-201 --selectors all --benchmark nasbench201.npz --no-retrain --dry-run --out runs/all
+    """
+    from nas import commands
+
+    commands.sweep(options)
+
+
+@cli.command(short_help="Compare sweeps and runs: means, intervals, corrected tests.")
+@click.argument("folders", metavar="RUNS...", nargs=-1, required=True)
+@with_options(COMPARE)
+def compare(folders: tuple[str, ...], **options: Any) -> None:
+    """Compare runs that differ by more than their seed: means, intervals, corrected tests, random baselines.
+
+    RUNS are folders of sweeps and run folders. "No difference shown" is not "equal": the table says what would show.
+
+    \b
+    nas compare runs/three
+    nas compare runs/three runs/grid --metric retrained --json
+    """
+    from nas import commands
+
+    commands.compare(folders, options)
 
 
 def main() -> None:

@@ -6,22 +6,34 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from nas.benchmarks import tables_of
 from nas.config import Layer, build, from_mapping, from_setting, read_yaml, to_tree
 from nas.errors import CheckpointError, ConfigError, ResourceError
 from nas.files import read_json
 from nas.report import results
-from nas.report.bench import show_bench
+from nas.report.bench import show_bench, show_latency
 from nas.report.catalogue import catalogue
+from nas.report.compare import show_comparison, show_plan
+from nas.report.costs import range_rows
+from nas.report.derivations import show_derivations
 from nas.report.diagnose import check_plot, plot_diagnosis, show_diagnosis
 from nas.report.doctor import examine
 from nas.report.tables import show
 from nas.runs.bench import bench as measure
+from nas.runs.bench import latency_table
+from nas.runs.compare.comparison import compare as comparison
+from nas.runs.compare.rows import gather
 from nas.runs.configuration import Config
+from nas.runs.cost import limited_by
+from nas.runs.derive import COMPARISON, compare_rules
 from nas.runs.diagnose.measure import Settings
 from nas.runs.diagnose.measure import diagnose as judge
 from nas.runs.diagnose.subjects import subjects
 from nas.runs.folder import STAGES, Run, default_folder
 from nas.runs.pipeline import execute
+from nas.runs.sweep import execution
+from nas.runs.sweep.plan import plan
+from nas.runs.sweep.pool import pool_of, threads_each
 from nas.space import Genotype, Task
 from nas.supernet.inspection import inspect
 
@@ -55,6 +67,21 @@ def go_on(command: str, run_folder: str, options: Options) -> None:
     _execute(found, command, (command,), options)
 
 
+def derive(run_folder: str, options: Options) -> None:
+    """Derives a genotype, or compares what every rule derives."""
+    if not options["compare"] or options["dry_run"]:
+        go_on("derive", run_folder, options)
+        return
+    if options["out"]:
+        raise ConfigError(f"--out {options['out']}: nas derive works in the run folder {run_folder}; leave it away")
+    found = Run.open(Path(run_folder))
+    report = compare_rules(found, configure(options, ("derive",), base=found.config), quiet=options["quiet"])
+    if options["as_json"]:
+        results.print_json({**report, "folder": str(found.folder)})
+    else:
+        show_derivations(report, str(found.folder / COMPARISON))
+
+
 def retrain(given: str, options: Options) -> None:
     """Retrains the genotype of a run, or one given as a file or as text."""
     if not _is_text(given) and (Path(given) / "config.yaml").is_file():
@@ -79,9 +106,12 @@ def bench(options: Options) -> None:
     config = configure({**options, "benchmark": None, "epochs": None}, (), more=layers)
     if image is not None and image < 1:
         raise ConfigError(f"--image must be at least 1, got {image}")
-    named = options["dataset"] or config.dataset != Config().dataset
+    named = options["dataset"] or config.dataset != Config().dataset or options["latency_table"]
     task = config.dataset.task() if named else Task(channels=3, height=32, width=32, classes=10)
     task = replace(task, height=image, width=image) if image else task
+    if options["latency_table"]:
+        _latency_table(config, task, options)
+        return
     genotype = _genotype(config, options["genotype"], "no readable file") if options["genotype"] else None
     measures = {"memory": not options["no_memory"], "quiet": options["quiet"]}
     found = measure(config, options["pairs"], task=task, genotype=genotype, **measures)
@@ -89,6 +119,19 @@ def bench(options: Options) -> None:
         results.print_json(found)
     else:
         show_bench(found)
+
+
+def _latency_table(config: Config, task: Task, options: Options) -> None:
+    """Measures a latency table and prints what is in it."""
+    path, size = Path(options["latency_table"]), options["batch_size"] or 1
+    if options["genotype"]:
+        raise ConfigError(f"--genotype does not go with --latency-table {path}, which measures every candidate")
+    rounds, quiet = options["pairs"], options["quiet"]
+    found = latency_table(config, path, task=task, batch_size=size, rounds=rounds, quiet=quiet)
+    if options["as_json"]:
+        results.print_json(found)
+    else:
+        show_latency(found, path)
 
 
 def diagnose(options: Options) -> None:
@@ -108,6 +151,31 @@ def diagnose(options: Options) -> None:
         show_diagnosis(found)
     if plot is not None:
         plot_diagnosis(found, plot)
+
+
+def sweep(options: Options) -> None:
+    """Does the runs of a sweep and compares them; raises what the first that failed raised."""
+    own = from_mapping({"gap": {"random": 0}}, "nas sweep")  # the sweep has random baselines of its own
+    config = configure({**options, "selector": None, "seed": None}, ("search", "retrain"), first=[own])
+    if options["workers"] > 1 and not config.threads:
+        config = replace(config, threads=threads_each(options["workers"]))
+    folder, retrain = Path(options["out"]), not options["no_retrain"]
+    planned = plan(config, options["selectors"], options["seeds"], options["vary"], folder, retrain=retrain)
+    if options["dry_run"]:
+        execution.check(planned)
+        show_plan(planned, options["as_json"])
+        return
+    failed = execution.sweep(planned, folder, pool_of(options["workers"]), quiet=options["quiet"])
+    gathered = gather([folder])
+    if gathered.rows:
+        _show_comparison(comparison(gathered), options["as_json"])
+    if failed:
+        raise execution.error_of(failed)
+
+
+def compare(folders: Sequence[str], options: Options) -> None:
+    """Compares sweeps and runs."""
+    _show_comparison(comparison(gather([*map(Path, folders)]), options["metric"]), options["as_json"])
 
 
 def resume(run_folder: str, options: Options) -> None:
@@ -149,10 +217,14 @@ def doctor(as_json: bool) -> None:
 
 
 def configure(
-    options: Options, stages: Sequence[str], base: Config | None = None, more: Sequence[Layer] = ()
+    options: Options,
+    stages: Sequence[str],
+    base: Config | None = None,
+    more: Sequence[Layer] = (),
+    first: Sequence[Layer] = (),
 ) -> Config:
-    """Returns the configuration: defaults or a run's, then YAML file, then flags and `more` of them, then --set."""
-    layers = [] if base is None else [from_mapping(dict(vars(base)), "the run's configuration")]
+    """Returns the configuration: defaults or a run's, `first`, YAML file, flags and `more` of them, --set."""
+    layers = [*first] if base is None else [from_mapping(dict(vars(base)), "the run's configuration")]
     if options["config"]:
         layers.append(read_yaml(Path(options["config"])))
     flags: dict[str, Any] = {flag: {flag: options[flag]} for flag in ("space", "selector", "dataset", "seed", "device")}
@@ -160,7 +232,7 @@ def configure(
         flags["dataset"] = {"dataset": {"name": "npz", "path": options["dataset"]}}
     if base is not None:  # a search that is done keeps its seed
         flags["seed"] = {"retrain": {"seed": options["seed"]}}
-    flags["benchmark"] = {"benchmark": {"path": options["benchmark"]}}
+    flags["benchmark"] = {"benchmark": tables_of(options["benchmark"] or "")}
     layers += [from_mapping(tree, f"--{flag}") for flag, tree in flags.items() if options[flag] is not None]
     if options["epochs"] is not None:
         trained = [stage for stage in ("search", "retrain") if stage in stages] or ["retrain"]
@@ -189,11 +261,19 @@ def _execute(run: Run, command: str, stages: Sequence[str], options: Options) ->
     results.show_result(run, stages[-1], options["as_json"])
 
 
+def _show_comparison(found: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        results.print_json(found)
+    else:
+        show_comparison(found)
+
+
 def _dry_run(config: Config, folder: Path, as_json: bool, genotype: Genotype | None = None) -> None:
     """Prints the size of the network that would be trained."""
     task = config.dataset.task()
     space = config.space if genotype is None else config.space.fix(genotype)
     size = inspect(space, task, searching=genotype is None)
+    limited = limited_by(config)
     text = {} if genotype is None else {"genotype": config.space.format(genotype)}
     notes = [*(f"genotype {written}" for written in text.values()), f"the run folder would be {folder}"]
     network = "supernet" if genotype is None else "derived"
@@ -205,5 +285,6 @@ def _dry_run(config: Config, folder: Path, as_json: bool, genotype: Genotype | N
         ("network", network),
         ("for", f"{task.channels}x{task.height}x{task.width} images in {task.classes} classes"),
         *((key.replace("_", " "), f"{value:,}") for key, value in asdict(size).items()),
+        *range_rows(limited),
     ]
     show("Dry run: nothing was trained", ("", ""), rows, notes, left=True)

@@ -77,18 +77,23 @@ def _short(value: float | int | str) -> str:
 class StopRequest:
     """Notes SIGINT and SIGTERM in `requested` instead of dying; a second SIGINT raises `KeyboardInterrupt` at once.
 
-    Only the main thread gets signals; elsewhere this does nothing.
+    Inside the block of another, what the other has noted counts, and it is told what comes. Only the main thread gets
+    signals; elsewhere this does nothing.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
         self._interrupted = False
         self._previous: dict[int, Any] = {}
+        self._outer: StopRequest | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
+            outer = getattr(self._previous[signal.SIGINT], "__self__", None)
+            if isinstance(outer, StopRequest):
+                self._outer, self.requested = outer, outer.requested
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -98,6 +103,8 @@ class StopRequest:
         self._previous.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._outer:
+            self._outer._note(number, frame)
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = self._interrupted or number == signal.SIGINT

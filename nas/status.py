@@ -15,6 +15,9 @@ from nas.files import read_json, write_json, writing
 
 INTERVAL = 1.0  # seconds between two writes of the status
 
+SPENT = ("seconds", "cpu_seconds")
+"""What `status.json` says of each stage's time: on the wall, and of this process on all its threads."""
+
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
@@ -51,14 +54,16 @@ def _holder(sidecar: Path) -> str:
 class Status:
     """Keeps `status.json` current and writes the outcome on leaving its block.
 
-    A process that was killed leaves the state `running` and its lock free. Seconds add up over resumed runs.
+    A process that was killed leaves the state `running` and its lock free. Seconds, and the process's CPU seconds, add
+    up over resumed runs.
     """
 
     def __init__(self, folder: Path, command: str) -> None:
         self._path = folder / "status.json"
         self._fields: dict[str, object] = {"command": command, "stage": None, "step": 0, "steps": 0, "message": ""}
-        self._seconds = _past_seconds(self._path)
-        self._counted = time.monotonic()
+        self._clocks = (time.monotonic, time.process_time)
+        self._spent = tuple(_past(self._path, name) for name in SPENT)
+        self._counted = [clock() for clock in self._clocks]
         self._written = -INTERVAL
 
     def __enter__(self) -> Self:
@@ -82,23 +87,31 @@ class Status:
         if force or time.monotonic() - self._written >= INTERVAL:
             self._write("running")
 
+    def spent(self, stage: str, cpu: bool) -> float:
+        """Returns the seconds, or the process's CPU seconds, of a stage so far."""
+        self._count()
+        return self._spent[cpu].get(stage, 0.0)
+
     def _count(self) -> None:
-        now = time.monotonic()
+        now = [clock() for clock in self._clocks]
         if isinstance(stage := self._fields["stage"], str):
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._counted
+            for seconds, here, before in zip(self._spent, now, self._counted, strict=True):
+                seconds[stage] = seconds.get(stage, 0.0) + here - before
         self._counted = now
 
     def _write(self, state: str) -> None:
         self._written = time.monotonic()
-        seconds = {stage: round(value, 3) for stage, value in self._seconds.items()}
+        spent = {
+            name: {stage: round(value, 3) for stage, value in seconds.items()}
+            for name, seconds in zip(SPENT, self._spent, strict=True)
+        }
         updated = datetime.now(UTC).isoformat(timespec="seconds")
-        moving = {"state": state, "pid": os.getpid(), "seconds": seconds, "updated": updated}
-        write_json(self._path, {**self._fields, **moving})
+        write_json(self._path, {**self._fields, **spent, "state": state, "pid": os.getpid(), "updated": updated})
 
 
-def _past_seconds(path: Path) -> dict[str, float]:
+def _past(path: Path, name: str) -> dict[str, float]:
     try:
-        past = read_json(path)["seconds"]
+        past = read_json(path)[name]
         return {str(stage): float(value) for stage, value in past.items()}
     except (CheckpointError, KeyError, TypeError, ValueError, AttributeError):
         return {}  # a new run; a damaged status is no reason to stop one

@@ -68,7 +68,10 @@ DARTS_V2 = (
     "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
     "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=[2, 3, 4, 5])"
 )
-COMMANDS = ("search", "derive", "retrain", "gap", "run", "resume", "list", "doctor", "bench", "diagnose")
+COMMANDS = (
+    *("search", "derive", "retrain", "gap", "run", "resume", "list", "doctor", "bench", "diagnose"),
+    *("sweep", "compare"),
+)
 
 
 def names(rows):

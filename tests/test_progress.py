@@ -89,6 +89,18 @@ def test_a_second_sigint_interrupts_at_once(first):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_request_inside_another_is_made_to_both():
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            signal.raise_signal(signal.SIGTERM)
+            assert (inner.requested, outer.requested) == (signal.SIGTERM, signal.SIGTERM)
+        with StopRequest() as later:
+            assert later.requested == signal.SIGTERM  # what came before it began counts
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+
 def test_another_thread_leaves_the_handlers_alone():
     before, seen = signal.getsignal(signal.SIGINT), []
 

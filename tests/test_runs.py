@@ -214,7 +214,7 @@ def test_each_split_serves_its_purpose_only(monkeypatch, tmp_path):
     during(BilevelSearch, "_weight_step", "weights")
     during(BilevelSearch, "_architecture_step", "logits")
     during(retraining.Retraining, "step", "retrain")
-    during(Evaluator, "accuracy", "accuracy")
+    during(Evaluator, "quality", "accuracy")
     run = search(tmp_path / "run", selector="uniform", search={"epochs": 1}, derive={"name": "sampled", "samples": 2})
     nas.derive(run, quiet=True)
     assert seen.pop("accuracy") == {"train", "arch", "select"}  # train and arch calibrate

@@ -67,9 +67,10 @@ def read(folder):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that a test sets: `clock[0] += 1`."""
+    """A clock that a test sets: `clock[0] += 1`; the process works half of the time."""
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "process_time", lambda: now[0] / 2)
     return now
 
 
@@ -95,11 +96,13 @@ def test_the_status_says_how_far_the_run_is(tmp_path, clock):
             "message": "fine",
             "pid": os.getpid(),
             "seconds": {"search": 2.0},
+            "cpu_seconds": {"search": 1.0},
         }
         status.update("retrain", 0, 5)
         clock[0] += 0.25
     assert read(tmp_path)["state"] == "done"
     assert read(tmp_path)["seconds"] == {"search": 2.0, "retrain": 0.25}
+    assert read(tmp_path)["cpu_seconds"] == {"search": 1.0, "retrain": 0.125}
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,11 @@ def test_seconds_add_up_over_resumed_runs(tmp_path, clock):
             clock[0] += 7  # before the first stage: nobody's
             status.update("search", 0, 10)
             clock[0] += 2
+            assert status.spent("search", cpu=False) == expected
+            assert status.spent("search", cpu=True) == expected / 2
+            assert status.spent("retrain", cpu=True) == 0
         assert read(tmp_path)["seconds"] == {"search": expected}
+        assert read(tmp_path)["cpu_seconds"] == {"search": expected / 2}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"seconds": 3}'])

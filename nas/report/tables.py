@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nas.report.costs import benchmark_lines, cost_lines, expected_lines, ranking_lines
 from nas.runs.retrain import Retrained
+from nas.runs.watch.messages import watch_notes
 
 
 def show(
@@ -48,15 +50,12 @@ def show_gap(report: Mapping[str, Any], folder: str) -> None:
         f"(supernet - inherited) and sharing {report['sharing_gap']:+.2f} (inherited - retrained), on select",
         _verdict(test["retrained"], test["random"]),
         _tau(report),
+        *ranking_lines(report.get("supernet_ranking")),
+        *benchmark_lines(report["benchmark"] or {}),
+        *cost_lines(report.get("cost", ())),
         f"genotype {report['genotype']}",
         f"{report['parameters']:,} parameters, {report['multiply_adds']:,} multiply-adds; everything is in {folder}",
     ]
-    if entry := report["benchmark"]:
-        notes.insert(
-            3,
-            f"benchmark: test {entry['test']:.2f}%, rank {entry['rank']:,} of {entry['of']:,}, "
-            f"regret {entry['regret']:.2f} points",
-        )
     show("Search/eval gap: accuracy in %, mean ± deviation", ("", "select", "test"), rows, [n for n in notes if n])
 
 
@@ -69,7 +68,9 @@ def show_search(found: Mapping[str, Any], folder: str) -> None:
         rows.append((f"{edge['cell']} {edge['source']}-{edge['target']}", *cells, *[""] * (3 - len(cells))))
     notes = [
         f"mean entropy per edge {found['entropy']:.3f} nats, supernet {found['select']:.2f}% on select; "
-        f"derive a genotype with: nas derive {folder}"
+        f"derive a genotype with: nas derive {folder}",
+        *watch_notes(found["watch"]),
+        *expected_lines(found.get("cost", ())),
     ]
     show("The most probable candidates of each edge", ("cell and edge", "first", "second", "third"), rows, notes)
 
