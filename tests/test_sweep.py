@@ -140,7 +140,7 @@ def test_folder_names_hold_plain_signs_and_tell_runs_apart():
         (("--vary", "threads=1,2"), "--vary threads changes no result"),
         (("--vary", "search.warmup=0.1", "--vary", "search.warmup=0.2"), "names a setting twice"),
         (("--no-retrain",), "--no-retrain needs --benchmark"),
-        (("--set", "derive=argmax", "--selectors", "uniform"), "derive must sample"),
+        (("--set", "derive=argmax", "--selectors", "uniform"), "derive must measure"),
         (("--dataset", "cifar10", "--space", "nas-bench-201", "--set", "space.channels=0"), "space.channels"),
     ],
 )

@@ -216,7 +216,7 @@ class Config:
         _at_least(self, 0, "threads", "seed", "checkpoint_seconds")
         if self.derive is not None and self.derive.follows_logits and not self.selector.learns:
             name = registry.name_of(Derivation.registry, type(self.derive))
-            raise ValueError(f"derive must sample for a selector that learns no logits, got {name}; use sampled")
+            raise ValueError(f"derive must measure for a selector that learns no logits, got {name}; use sampled")
         if self.cost.target is not None and not self.selector.learns:
             name = registry.name_of(Selector.registry, type(self.selector))
             raise ValueError(
