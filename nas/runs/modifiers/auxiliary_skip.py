@@ -1,13 +1,14 @@
 """An auxiliary skip beside every mixture, which fades away, so that candidates compete as equals (DARTS-)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from nas.errors import ConfigError
 from nas.runs.modifiers.base import Attached, Modifier, Searching
+from nas.runs.modifiers.spaces import ModifiedSpace
 from nas.schedules import Linear, Schedule
 from nas.selectors import Selector
-from nas.space import Cell, Edge, Layer, Operation, SearchSpace, Task
+from nas.space import Cell, Edge, Operation, SearchSpace
 
 SKIP, AUXILIARY = "skip_connect", "auxiliary_skip"
 
@@ -17,15 +18,12 @@ def _offers(edge: Edge) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Accompanied(SearchSpace):
+class _Accompanied(ModifiedSpace):
     """A space in which every edge that offers a skip has another, its last candidate."""
 
-    base: SearchSpace
-    operations: Mapping[str, Operation] = field(init=False)  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        skip = self.base.operations[SKIP]
-        object.__setattr__(self, "operations", {**self.base.operations, AUXILIARY: skip})
+    def changed(self) -> Mapping[str, Operation]:
+        """Returns the further skip, which is the base's."""
+        return {AUXILIARY: self.base.operations[SKIP]}
 
     @property
     def cells(self) -> Mapping[str, Cell]:
@@ -34,10 +32,6 @@ class _Accompanied(SearchSpace):
             name: replace(cell, edges=tuple(_accompanied(edge) for edge in cell.edges))
             for name, cell in self.base.cells.items()
         }
-
-    def layers(self, task: Task, searching: bool) -> list[Layer]:
-        """Returns the base space's."""
-        return self.base.layers(task, searching)
 
 
 def _accompanied(edge: Edge) -> Edge:

@@ -1,27 +1,17 @@
 """Partial channels: an edge's operations see some of the channels, and the others bypass them (PC-DARTS)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from nas.runs.modifiers.base import Attached, Modifier, Searching
-from nas.space import Cell, CellSlot, Layer, Operation, SearchSpace, Task
+from nas.runs.modifiers.spaces import ModifiedSpace
+from nas.space import CellSlot, Layer, SearchSpace, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Partial(SearchSpace):
+class _Partial(ModifiedSpace):
     """A space whose operations run on a share of the channels."""
 
-    base: SearchSpace
     share: int
-    operations: Mapping[str, Operation] = field(init=False)  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "operations", self.base.operations)
-
-    @property
-    def cells(self) -> Mapping[str, Cell]:
-        """The base space's."""
-        return self.base.cells
 
     def layers(self, task: Task, searching: bool) -> list[Layer]:
         """Returns the base space's, with the share in every slot."""

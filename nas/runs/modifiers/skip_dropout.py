@@ -1,7 +1,7 @@
 """Dropout on skip connections, so that a search cannot lean on them early (P-DARTS; arXiv:1904.12760)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch.nn.functional as F
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from nas.errors import ConfigError
 from nas.runs.modifiers.base import Attached, Modifier, Searching
+from nas.runs.modifiers.spaces import ModifiedSpace
 from nas.schedules import Linear, Schedule
 from nas.selectors import Selector
-from nas.space import Cell, Layer, Operation, SearchSpace, Site, Task
+from nas.space import Operation, SearchSpace, Site
 
 SKIP = "skip_connect"
 
@@ -32,24 +33,12 @@ def _dropped(operation: Operation, site: Site) -> nn.Module:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Dropping(SearchSpace):
+class _Dropping(ModifiedSpace):
     """A space whose identities among `skip_connect` have dropout."""
 
-    base: SearchSpace
-    operations: Mapping[str, Operation] = field(init=False)  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        skip = partial(_dropped, self.base.operations[SKIP])
-        object.__setattr__(self, "operations", {**self.base.operations, SKIP: skip})
-
-    @property
-    def cells(self) -> Mapping[str, Cell]:
-        """The base space's."""
-        return self.base.cells
-
-    def layers(self, task: Task, searching: bool) -> list[Layer]:
-        """Returns the base space's."""
-        return self.base.layers(task, searching)
+    def changed(self) -> Mapping[str, Operation]:
+        """Returns the skip with dropout."""
+        return {SKIP: partial(_dropped, self.base.operations[SKIP])}
 
 
 class _Rate(Attached):
