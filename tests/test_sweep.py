@@ -268,6 +268,8 @@ def test_regrets_are_those_of_the_table_and_the_metrics_those_of_the_gap_report(
         skips = row["genotype"].count("skip_connect")
         assert row["metrics"]["regret"] == pytest.approx(10 * (6 - skips))
         assert row["metrics"]["table_test"] == pytest.approx(40 + 10 * skips)
+        free = sum(row["genotype"].count(name) for name in ("none", "skip_connect", "avg_pool_3x3"))
+        assert row["metrics"]["parameter_free"] == pytest.approx(100 * free / 6)
         assert row["table_mean"]["table_test"] == pytest.approx(40 + 10 * 6 / 5)
         report = finished[1] / name / "gap.json"
         assert report.is_file() == (row["kind"] == "search")
@@ -375,8 +377,9 @@ def test_without_retraining_the_table_scores_and_random_search_still_pays(nas_co
     outcome = nas_command(*asked, "--no-retrain", "--json")
     assert outcome.code == 0, outcome.err
     found = rows(tmp_path)
-    assert {*found["softmax_seed0"]["metrics"]} == {"supernet", "inherited", "regret", "table_test", "rank"}
-    assert {*found["random-search_seed0"]["metrics"]} == {"regret", "table_test", "rank"}
+    known = {"regret", "table_test", "rank", "parameter_free"}
+    assert {*found["softmax_seed0"]["metrics"]} == {"supernet", "inherited", *known}
+    assert {*found["random-search_seed0"]["metrics"]} == known
     assert not (tmp_path / "random-cell_seed0" / "retrain").exists()
     assert found["random-search_seed0"]["seconds"]["choice"] > 0
     assert len(json.loads(outcome.out)["pairs"]) == 3

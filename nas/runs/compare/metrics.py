@@ -25,5 +25,6 @@ METRICS = {
     "test": Metric("accuracy on test of the derived network, retrained, in %", "higher"),
     "inherited": Metric("accuracy on select of the derived network with inherited weights, in %", "higher"),
     "supernet": Metric("accuracy on select of the supernet, in %", "higher"),
+    "parameter_free": Metric("edges of the derived cells that hold a candidate without parameters, in %", None),
     "gap": Metric("search/eval gap: supernet minus retrained accuracy on select, in points", None),
 }

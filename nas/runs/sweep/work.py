@@ -19,6 +19,7 @@ from nas.runs.retrain import Retrained, read_retrained
 from nas.runs.session import session
 from nas.runs.sweep.baselines import random_cell, random_search
 from nas.runs.sweep.plan import Planned
+from nas.runs.watch.signals import parameter_free, share_without_parameters
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,18 @@ def _row(planned: Planned) -> dict[str, Any]:
     run = Run.begin(asked.folder, asked.config, random_cell(asked.config) if planned.kind == "random cell" else None)
     stages = {"search": _search, "random cell": _random_cell, "random search": _random_search}[planned.kind]
     found, genotype = stages(run, planned), run.genotype()
+    space = run.config.space
+    free = share_without_parameters(genotype, space.cells, parameter_free(space, run.config.dataset.task()))
+    if free is not None:
+        found["metrics"]["parameter_free"] = 100 * free
     if table := read_table(run.config):
-        found["metrics"] |= (known := table_metrics(asdict(table.entry(run.config.space, genotype))))
+        found["metrics"] |= (known := table_metrics(asdict(table.entry(space, genotype))))
         if known:
             average = float(table.test.mean())
             found["table_mean"] = {"regret": float(table.test.max()) - average, "table_test": average}
     found["seconds"] = {stage: round(value, 3) for stage, value in found["seconds"].items()}
     about = {**planned.listed(), "benchmark": planned.config["benchmark"]}
-    return {**about, "genotype": run.config.space.format(genotype), **found}
+    return {**about, "genotype": space.format(genotype), **found}
 
 
 def _search(run: Run, planned: Planned) -> dict[str, Any]:
