@@ -7,7 +7,7 @@ from test_matrix import SPACES
 from nas import registry
 from nas.errors import ConfigError
 from nas.runs.pipeline import configure
-from nas.runs.search import BilevelSearch
+from nas.runs.search import BilevelSearch, examine
 from nas.runs.session import session
 
 STEPS = 3
@@ -38,6 +38,7 @@ def outcome(modifier, space, selector, folder):
     )
     with session(folder, config, "search", quiet=True) as work:
         try:
+            examine(config, work.task)
             search = BilevelSearch(work)
         except ConfigError as refused:
             return str(refused)

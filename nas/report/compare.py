@@ -117,7 +117,7 @@ def show_plan(planned: Sequence[Planned], as_json: bool) -> None:
             each.name,
             each.kind,
             str(each.seed),
-            " ".join(f"{key}={value}" for key, value in each.settings.items()),
+            " ".join(f"{key}={_written(value)}" for key, value in each.settings.items()),
             "done" if ready else "to do",
         )
         for each, ready in zip(planned, done, strict=True)
@@ -148,3 +148,10 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 def _p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.0005 else f"{p:.0e}"
+
+
+def _written(value: object) -> str:
+    """Returns a value, of a list of parts their names, as comparisons are labelled."""
+    if not isinstance(value, list):
+        return str(value)
+    return "+".join(part["name"] if isinstance(part, dict) else str(part) for part in value) or "none"

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas import registry
 from nas.architecture import Architecture, describe
 from nas.data import Batches
+from nas.errors import ConfigError
 from nas.estimators import entropy
 from nas.files import write_json
 from nas.randomness import generator, seed_global
@@ -17,7 +19,7 @@ from nas.runs.bilevel import ArchitectureStep
 from nas.runs.blind import blind_edges, describe_blind
 from nas.runs.configuration import Config
 from nas.runs.cost import constraints
-from nas.runs.modifiers.base import Decision
+from nas.runs.modifiers.base import Decision, Modifier
 from nas.runs.optimizers import parameters
 from nas.runs.plain import still
 from nas.runs.session import Session
@@ -26,7 +28,7 @@ from nas.runs.watch.messages import describe_watch
 from nas.runs.watch.watching import Watching
 from nas.selection import Selection
 from nas.selectors.base import LossOf
-from nas.space import SearchSpace
+from nas.space import SearchSpace, Task
 from nas.supernet import Network
 from nas.supernet.inspection import inspect
 from nas.supernet.statistics import norms, untouched
@@ -225,6 +227,18 @@ def modified(config: Config) -> SearchSpace:
     return space
 
 
+def examine(config: Config, task: Task) -> None:
+    """Raises ConfigError, within seconds, if the supernet of a space, or as modifiers change it, does not run."""
+    inspect(config.space, task, searching=True)
+    if config.search.modifiers:
+        space = modified(config)
+        try:
+            inspect(space, task, searching=True)
+        except ConfigError as error:
+            names = ", ".join(registry.name_of(Modifier.registry, type(each)) for each in config.search.modifiers)
+            raise ConfigError(f"{error}; so it is with search.modifiers ({names}), the space alone runs") from error
+
+
 def build(session: Session, space: SearchSpace) -> tuple[Network, Architecture, nn.Module | None]:
     """Returns supernet, of the space as modified, logits and memory as they are before the first step."""
     config = session.config
@@ -268,10 +282,7 @@ def run_search(session: Session) -> None:
     """Searches, from the newest checkpoint on; leaves the final checkpoint in `checkpoints`, and a summary."""
     new = not (session.folder / "checkpoints").exists()
     if new:
-        config = session.config
-        inspect(config.space, session.task, searching=True)  # says what is wrong with a space, in seconds
-        if config.search.modifiers:
-            inspect(modified(config), session.task, searching=True)
+        examine(session.config, session.task)
     search = BilevelSearch(session)
     if new and search.selector.learns:
         found = blind_edges(search.selector, search.architecture, search.loss_on, search.seed)
