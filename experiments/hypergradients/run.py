@@ -31,7 +31,6 @@ TRAINED = 40
 
 ROUNDS = 7
 RADII = (1e-1, 1e-2, 1e-3, 1e-4)
-PUBLISHED = 1e-2
 
 
 def measure(space: str, selector: str, seed: int) -> dict[str, Any]:
@@ -56,10 +55,11 @@ def measure(space: str, selector: str, seed: int) -> dict[str, Any]:
                 method.estimate(problem(search, step))
                 found.append(time.process_time() - started)
         errors = [error(search, step) for step in range(TRAINED, TRAINED + 3)]
+        shares = [share(search, step) for step in range(TRAINED, TRAINED + 3)]
     first = seconds["first-order"]
     ratios = {name: median(a / b for a, b in zip(each, first, strict=True)) for name, each in seconds.items()}
     means = {f"{radius:g}": median(each[radius] for each in errors) for radius in RADII}
-    return {"ratios": ratios, "first_order_ms": 1000 * median(first), "errors": means}
+    return {"ratios": ratios, "first_order_ms": 1000 * median(first), "errors": means, "share": median(shares)}
 
 
 def problem(search: BilevelSearch, step: int) -> Bilevel:
@@ -72,6 +72,13 @@ def error(search: BilevelSearch, step: int) -> dict[float, float]:
     without = flat(UnrolledExact().estimate(replace(problem(search, step), lr=0.0)))
     found = {radius: flat(Unrolled(radius=radius).estimate(problem(search, step))) for radius in RADII}
     return {radius: float((each - exact).norm() / (exact - without).norm()) for radius, each in found.items()}
+
+
+def share(search: BilevelSearch, step: int) -> float:
+    """Returns the length of the exact second-order term beside that of the first-order gradient."""
+    exact = flat(UnrolledExact().estimate(problem(search, step)))
+    without = flat(UnrolledExact().estimate(replace(problem(search, step), lr=0.0)))
+    return float((exact - without).norm() / without.norm())
 
 
 def flat(tables: list[torch.Tensor]) -> torch.Tensor:
@@ -91,8 +98,8 @@ def main() -> None:
         "|" + " --- |" * (2 + len(names)),
     ]
     wrong = [
-        f"| space, selector | {' | '.join(f'radius {radius:g}' for radius in RADII)} |",
-        "|" + " --- |" * (1 + len(RADII)),
+        f"| space, selector | size of the term | {' | '.join(f'error, radius {radius:g}' for radius in RADII)} |",
+        "|" + " --- |" * (2 + len(RADII)),
     ]
     for space in SPACES:
         for selector in SELECTORS:
@@ -101,7 +108,8 @@ def main() -> None:
             cost = [f"{median(row['ratios'][name] for row in own):.1f}" for name in names]
             lines.append(f"| `{space}`, `{selector}` | {first:.0f} | {' | '.join(cost)} |")
             off = [f"{median(row['errors'][f'{radius:g}'] for row in own):.2g}" for radius in RADII]
-            wrong.append(f"| `{space}`, `{selector}` | {' | '.join(off)} |")
+            size = median(row["share"] for row in own)
+            wrong.append(f"| `{space}`, `{selector}` | {size:.2g} | {' | '.join(off)} |")
     text = "\n".join([*lines, "", *wrong])
     machine = {"processor": platform.machine(), "cpus": os.cpu_count(), "torch": torch.__version__.partition("+")[0]}
     (HERE / "results.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
