@@ -1,7 +1,6 @@
 """The architecture parameters: one table of logits per cell, on the CPU."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,6 @@ class Architecture(nn.Module):
         self.tables = nn.ParameterDict({name: nn.Parameter(value) for name, value in draws.items()})
         for name, cell in self.cells.items():
             self.register_buffer(f"live-{name}", cell.mask.clone())
-        self.register_load_state_dict_pre_hook(_everything_left)  # type: ignore[no-untyped-call]
 
     @property
     def live(self) -> dict[str, Tensor]:
@@ -58,12 +56,6 @@ class Architecture(nn.Module):
         if not all(torch.isfinite(table).all() for table in self.tables.values()):
             raise NumericsError("the architecture logits are no longer finite; lower search.logits.lr")
         return {name: self.tables[name].masked_fill(~mask, -torch.inf) for name, mask in self.live.items()}
-
-
-def _everything_left(architecture: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Completes a checkpoint that is older than the dropping of candidates."""
-    for name, mask in architecture.named_buffers():
-        state.setdefault(prefix + name, mask)
 
 
 def describe(cells: Mapping[str, Cell], probabilities: Mapping[str, Tensor]) -> dict[str, float]:

@@ -153,6 +153,8 @@ def _value(annotation: object, default: object, given: Sequence[Setting], path: 
 
 def _sections(base: type, setting: Setting) -> tuple[object, ...]:
     """Returns a list of sections, given whole by one layer; one section alone is a list of it."""
+    if isinstance(setting.value, Mapping) and any(map(str.isdigit, setting.value)):
+        raise _mismatch(setting, "a list, given whole, such as [{name: ..., ...}]")
     items = setting.value if isinstance(setting.value, list | tuple) else [setting.value]
     paths = [(*setting.path, str(place)) for place in range(len(items))]
     return tuple(

@@ -154,6 +154,10 @@ def test_a_space_without_skips_refuses_their_dropout():
         ("search.modifiers=[fair-paths, fair-paths]", "search.modifiers must differ, got fair-paths more than once"),
         ("search.modifiers=[{name: sandwich, paths: -1}]", "search.modifiers.0.paths must be at least 0, got -1"),
         ("search.modifiers=[{name: sandwich, way: 1}]", "unknown setting 'search.modifiers.0.way'"),
+        ("search.modifiers.0.rate=0.1", "search.modifiers must be a list, given whole, such as [{name: ..., ...}]"),
+        ("search.modifiers=[fair-paths, sandwich]", "search.modifiers cannot hold fair-paths beside sandwich"),
+        ("search.modifiers=[sandwich, oles]", "search.modifiers cannot hold oles beside sandwich"),
+        ("search={modifiers: shrinking, warmup: 0.4}", "search.warmup must end before shrinking goes by the logits"),
         ("search.modifiers=3", "search.modifiers.0 must be a name or a section of settings, got 3"),
         ("search.modifiers=[{paths: 1}]", "search.modifiers.0.name is required"),
     ],
@@ -171,6 +175,14 @@ def test_a_list_of_modifiers_survives_its_yaml(tmp_path):
     assert configure(tmp_path / "c.yaml") == config
     assert [row[0] for row in differences(one, config)] == ["search.modifiers"]
     assert build(Config, [from_setting("search.modifiers=fair-paths"), from_setting("search.modifiers=[]")]) == Config()
+
+
+def test_a_space_whose_skips_are_no_identities_refuses_their_dropout(nas_command, tmp_path):
+    space = ("--space", "darts-bench", "--set", "space.candidates=all-skip", "--set", "space.channels=4")
+    more = ("--set", "search.modifiers=skip-dropout", "--set", "dataset.limit=20", "--out", tmp_path / "run")
+    found = nas_command("search", *space, "--set", "space.depth=3", *more)
+    assert found.code == 2
+    assert "no skip_connect of this space is one" in found.err
 
 
 def test_modifiers_are_listed_with_their_settings(nas_command):

@@ -446,6 +446,15 @@ def oles(**settings):
     return {"name": "oles", "every": 1, "window": 2, **settings}
 
 
+def test_the_alignment_of_closed_edges_is_none(searching):
+    search = searching("nas-bench-201", "lambda-darts", selector={"name": "edge-gates", "inner": "softmax"})
+    with torch.no_grad():
+        for table in search.architecture.parameters():
+            table -= 30  # every gate closes
+    values = search.step(2, 1.0)
+    assert all(torch.isfinite(value) for value in values.values())
+
+
 def test_frozen_candidates_stay_as_they_are_and_others_train_on(searching):
     search = take(searching("nas-bench-201", oles(threshold=1.0, every=2, window=1)), 0)
     attached = search.attached[0]

@@ -24,6 +24,7 @@ from nas.runs.search import BilevelSearch
 from nas.runs.session import session
 from nas.runs.watch import Watch
 from nas.runs.watch.curvature import Hessian, growth, is_smooth, largest_eigenvalue
+from nas.runs.watch.messages import SIGNALS
 from nas.runs.watch.signals import learned_genotype, parameter_free, relative_entropy, share_without_parameters
 from nas.runs.watch.watching import Watching
 from nas.selection import Selection
@@ -137,13 +138,19 @@ def test_the_relative_entropy_is_the_mean_over_edges_with_a_choice():
     rows = [[0.9, 0.1, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0], [0, 1, 0, 0]]
     binary = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2)
     expected = (binary + 0 + 1 + 0.5 + 0) / 5
-    found = relative_entropy(space.cells, {"cell": torch.tensor(rows, dtype=torch.float64)})
+    live = {"cell": space.cells["cell"].mask}
+    found = relative_entropy(live, {"cell": torch.tensor(rows, dtype=torch.float64)})
     assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_without_a_choice_there_is_no_entropy():
     space = Subspace(base=CELL, kept={"cell": (("none",),) * 6})
-    assert relative_entropy(space.cells, {"cell": torch.ones(6, 1)}) is None
+    assert relative_entropy({"cell": space.cells["cell"].mask}, {"cell": torch.ones(6, 1)}) is None
+
+
+def test_the_entropy_is_relative_to_the_candidates_that_are_left():
+    left = torch.tensor([[True, False, True, False]])
+    assert relative_entropy({"cell": left}, {"cell": torch.tensor([[0.5, 0, 0.5, 0]])}) == pytest.approx(1)
 
 
 # Discretisation
@@ -470,6 +477,13 @@ def test_settings_out_of_range_are_refused_by_name(settings, message):
         Watch(**settings)
 
 
+def test_the_remedies_name_modifiers_that_exist():
+    listed = registry.names("nas.modifiers")
+    words = {word.strip(",") for signal in SIGNALS.values() for word in signal.remedy.split()}
+    assert {word for word in words if "-" in word and "." not in word} <= {*listed, "st-gs"}
+    assert "perturbed-weights" in words
+
+
 # Rolling back
 
 
@@ -485,6 +499,15 @@ def test_it_rolls_back_to_the_last_epoch_at_which_all_was_well(work, monkeypatch
     assert search.watch.summary()["rolled_back_to"] == 1
     assert search.watch.ended == 3 * PER_EPOCH
     assert torch.equal(search.architecture.tables["cell"], logits[0]["cell"])
+
+
+def test_it_rolls_back_to_the_candidates_that_were_left_then(work, monkeypatch):
+    search = work(watch={**AT, "action": "roll-back", "from_progress": 0.0})
+    mask = search.architecture.live["cell"]
+    before = search.architecture.logits()["cell"].detach().clone()
+    search.architecture.drop({"cell": torch.arange(mask.shape[1]).expand_as(mask) == 2})
+    assert at_epochs(search, monkeypatch, [{"parameter_free": 1.0}])["rolled_back_to"] == 0
+    assert torch.equal(search.architecture.logits()["cell"], before)
 
 
 def test_without_any_good_epoch_it_rolls_back_to_the_beginning(work, monkeypatch):

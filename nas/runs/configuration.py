@@ -71,6 +71,10 @@ class Search:
         for kind, each in zip(kinds, self.modifiers, strict=True):
             for other in sorted({*kinds} & {*each.apart}):
                 raise ValueError(f"modifiers cannot hold {kind} beside {other}: {each.apart[other]}; leave one away")
+            if each.since < self.warmup:
+                raise ValueError(
+                    f"warmup must end before {kind} goes by the logits, at {each.since:g}, got {self.warmup:g}"
+                )
         self.entropy.require("entropy", lambda value: value >= 0, "at least 0")
         self.forward_temperature.require("forward_temperature", lambda value: value > 0, "positive")
 

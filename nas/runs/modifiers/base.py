@@ -125,6 +125,11 @@ class Modifier(ABC):
     registry: ClassVar[str] = "nas.modifiers"
     apart: ClassVar[Mapping[str, str]] = {}
 
+    @property
+    def since(self) -> float:
+        """Share of the search at which it first goes by the logits; 1 for never."""
+        return 1.0
+
     def require(self, space: SearchSpace, selector: Selector) -> None:  # noqa: B027 - most go with all
         """Raises ConfigError, with the reason, unless the modifier can go with space and selector."""
 

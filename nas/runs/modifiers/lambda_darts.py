@@ -139,7 +139,10 @@ class Slots:
         """Returns the loss's gradient in each slot's weights, (E, K)."""
         leaves = self.leaves()
         with still(parameters(self.search.weights)):
-            return [*torch.autograd.grad(self.loss(leaves), leaves)]
+            loss = self.loss(leaves)
+            if not loss.requires_grad:  # every edge is closed
+                return [torch.zeros_like(each) for each in leaves]
+            return [*torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)]
 
     def ascent(self, trained: Sequence[nn.Parameter], directions: Sequence[Tensor], radius: float) -> list[Tensor]:
         """Returns d/dw <directions, slopes> by a central difference of the loss's gradient in the parameters w.

@@ -114,7 +114,8 @@ class OperationEarlyStopping(Modifier):
     """
 
     apart: ClassVar[Mapping[str, str]] = {
-        "entanglement": "candidates that share parameters cannot be frozen one by one"
+        "entanglement": "candidates that share parameters cannot be frozen one by one",
+        **dict.fromkeys(("fair-paths", "sandwich"), "on `arch` it goes by the selector's decision, not by such paths"),
     }
 
     threshold: float = 0.05

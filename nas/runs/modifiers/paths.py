@@ -3,7 +3,9 @@
 A supernet that ranks architectures well has trained them alike. The logits still learn under the selector's decisions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator
@@ -38,6 +40,8 @@ class FairPaths(Modifier):
 
     Source: Chu et al., 2021, arXiv:1907.01845 (strict fairness).
     """
+
+    apart: ClassVar[Mapping[str, str]] = {"sandwich": "each replaces all that a weight step trains"}
 
     def attach(self, search: Searching) -> Attached:
         """Returns the modifier at work."""

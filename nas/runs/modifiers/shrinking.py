@@ -68,6 +68,11 @@ class Shrinking(Modifier):
         if list(self.keep) != sorted({*self.keep}, reverse=True) or not 0 < self.keep[-1] <= self.keep[0] < 1:
             raise ValueError(f"keep must fall between 1 and 0, got {self.keep}")
 
+    @property
+    def since(self) -> float:
+        """Share of the search at which candidates are first dropped."""
+        return self.at[0]
+
     def require(self, space: SearchSpace, selector: Selector) -> None:
         """Raises ConfigError unless the selector ranks candidates and an edge has some to lose."""
         if not selector.learns:

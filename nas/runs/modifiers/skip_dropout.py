@@ -46,6 +46,11 @@ class _Rate(Attached):
         super().__init__(search)
         self.rate = rate
         self.skips = [module for module in search.network.modules() if isinstance(module, DroppedIdentity)]
+        if not self.skips:
+            raise ConfigError(
+                "search.modifiers: skip-dropout drops numbers of identities, but no skip_connect of this space is one; "
+                "leave it away"
+            )
 
     def before(self, step: int, progress: float) -> None:
         for skip in self.skips:

@@ -21,7 +21,7 @@ class Signal:
 SIGNALS = {
     "parameter_free": Signal(
         "{:.0%} of the edges of the most probable genotype hold candidates without parameters",
-        "search.modifiers with auxiliary-skip, partial-channels or perturbed, fewer search.epochs, or a lower "
+        "search.modifiers with auxiliary-skip, partial-channels or perturbed-weights, fewer search.epochs, or a lower "
         "search.logits.lr",
     ),
     "entropy": Signal(
@@ -31,11 +31,11 @@ SIGNALS = {
     ),
     "discretisation": Signal(
         "discretising the supernet costs {:.1f} points of accuracy",
-        "search.modifiers with perturbed, or a selector that trains sampled paths, such as st-gs",
+        "search.modifiers with perturbed-weights, or a selector that trains sampled paths, such as st-gs",
     ),
     "eigenvalue": Signal(
         "the largest eigenvalue of the Hessian of the architecture loss has grown {:.2f} times",
-        "search.modifiers with perturbed, a larger search.weights.weight_decay, or fewer search.epochs",
+        "search.modifiers with perturbed-weights, a larger search.weights.weight_decay, or fewer search.epochs",
     ),
 }
 

@@ -56,12 +56,17 @@ def share_without_parameters(genotype: Genotype, cells: Mapping[str, Cell], free
     return sum(chosen) / len(chosen) if chosen else None
 
 
-def relative_entropy(cells: Mapping[str, Cell], probabilities: Mapping[str, Tensor]) -> float | None:
-    """Returns the mean over edges with a choice of the entropy divided by its maximum, log K; None without any."""
+def relative_entropy(live: Mapping[str, Tensor], probabilities: Mapping[str, Tensor]) -> float | None:
+    """Returns the mean over edges with a choice of the entropy divided by its maximum, log K; None without any.
+
+    Args:
+        live: Boolean (E, K) by cell name, the candidates among which edges choose.
+        probabilities: (E, K) by cell name.
+    """
     shares = [
-        value / math.log(len(edge.operations))
-        for name, cell in cells.items()
-        for edge, value in zip(cell.edges, entropy(probabilities[name]).tolist(), strict=True)
-        if len(edge.operations) > 1
+        value / math.log(count)
+        for name, mask in live.items()
+        for count, value in zip(mask.sum(-1).tolist(), entropy(probabilities[name]).tolist(), strict=True)
+        if count > 1
     ]
     return sum(shares) / len(shares) if shares else None

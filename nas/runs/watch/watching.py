@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
 from nas.derivation import discretise
 from nas.errors import ConfigError
@@ -64,13 +63,12 @@ class Watching(Attached):
         half = settings.span // 2
         reach = settings.span + half
         depth = 0 if settings.action != "roll-back" else 1 if settings.eigenvalue is None else reach
-        logits = parameters_to_vector(search.architecture.parameters()).detach()
         self.register_buffer("end", torch.tensor(-1))
         self.register_buffer("restored", torch.tensor(-1))
         self.register_buffer("fired", torch.zeros(len(SIGNALS), dtype=torch.int64))
         self.register_buffer("found", torch.zeros(len(SIGNALS), dtype=torch.float64))
         self.register_buffer("eigenvalues", torch.full((reach + half + 1,), math.nan, dtype=torch.float64))
-        self.register_buffer("kept", logits.repeat(depth, 1))
+        self.register_buffer("kept", self._logits().repeat(depth, 1))
         self.register_buffer("kept_epochs", torch.zeros(depth, dtype=torch.int64))
 
     @property
@@ -125,7 +123,7 @@ class Watching(Attached):
         if on.parameter_free is not None:
             values["parameter_free"] = self._parameter_free()
         if on.entropy is not None:
-            values["entropy"] = relative_entropy(self.space.cells, self.search.probabilities())
+            values["entropy"] = relative_entropy(self.search.architecture.live, self.search.probabilities())
         if on.discretisation is not None and (genotype := learned_genotype(self.space, self.watched.ranking())):
             inherited = self.search.accuracy(discretise(self.space, genotype))
             values["discretisation"] = self.watched.supernet_accuracy(epoch, progress) - inherited
@@ -168,10 +166,14 @@ class Watching(Attached):
             logger.warning("collapse watch, epoch %d: %s; %s. What helps: %s", epoch, found, then, signal.remedy)
 
     def _logits(self) -> Tensor:
-        return parameters_to_vector(self.search.architecture.parameters()).detach()
+        """Returns all logits in a row, -inf for candidates that are masked or dropped."""
+        return torch.cat([table.flatten() for table in self.search.architecture.logits().values()]).detach()
 
     def _restore(self, logits: Tensor) -> None:
-        tables = [*self.search.architecture.parameters()]
+        architecture = self.search.architecture
+        parts = torch.split(logits, [mask.numel() for mask in architecture.live.values()])
         with torch.no_grad():
-            for table, part in zip(tables, torch.split(logits, [table.numel() for table in tables]), strict=True):
-                table.copy_(part.view_as(table))
+            for (name, mask), part in zip(architecture.live.items(), parts, strict=True):
+                mask.copy_(part.view_as(mask).isfinite())
+                table = architecture.tables[name]
+                table.copy_(torch.where(mask, part.view_as(mask), table))
