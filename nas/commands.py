@@ -30,7 +30,7 @@ from nas.runs.diagnose.measure import Settings
 from nas.runs.diagnose.measure import diagnose as judge
 from nas.runs.diagnose.subjects import subjects
 from nas.runs.folder import STAGES, Run, default_folder
-from nas.runs.pipeline import execute
+from nas.runs.pipeline import execute, precheck
 from nas.runs.sweep import execution
 from nas.runs.sweep.plan import plan
 from nas.runs.sweep.pool import pool_of, threads_each
@@ -46,7 +46,7 @@ def start(command: str, options: Options) -> None:
     config = configure(options, stages)
     folder = Path(options["out"]) if options["out"] else default_folder(config)
     if options["dry_run"]:
-        _dry_run(config, folder, options["as_json"])
+        _dry_run(config, folder, options["as_json"], stages)
     else:
         _execute(Run.begin(folder, config), command, stages, options)
 
@@ -56,7 +56,8 @@ def go_on(command: str, run_folder: str, options: Options) -> None:
     found = Run.open(Path(run_folder))
     config = configure(options, (command,), base=found.config)
     if options["dry_run"]:
-        _dry_run(config, found.folder, options["as_json"], None if command == "derive" else found.genotype())
+        genotype = None if command == "derive" else found.genotype()
+        _dry_run(config, found.folder, options["as_json"], (command,), genotype)
         return
     if options["out"] and command == "retrain":
         found = Run.begin(Path(options["out"]), config, found.genotype())
@@ -91,7 +92,7 @@ def retrain(given: str, options: Options) -> None:
     genotype = _genotype(config, given, "no run folder, no readable file")
     folder = Path(options["out"]) if options["out"] else default_folder(config, genotype)
     if options["dry_run"]:
-        _dry_run(config, folder, options["as_json"], genotype)
+        _dry_run(config, folder, options["as_json"], ("retrain",), genotype)
         return
     _execute(Run.begin(folder, config, genotype), "retrain", ("retrain",), options)
 
@@ -124,8 +125,12 @@ def bench(options: Options) -> None:
 def _latency_table(config: Config, task: Task, options: Options) -> None:
     """Measures a latency table and prints what is in it."""
     path, size = Path(options["latency_table"]), options["batch_size"] or 1
-    if options["genotype"]:
-        raise ConfigError(f"--genotype does not go with --latency-table {path}, which measures every candidate")
+    flags = ("genotype", "selector", "backend", "no-memory")
+    if unused := [f"--{flag}" for flag in flags if options[flag.replace("-", "_")]]:
+        raise ConfigError(
+            f"{', '.join(unused)}: does not go with --latency-table {path}, which measures every candidate as a plain "
+            "torch module; leave it away"
+        )
     rounds, quiet = options["pairs"], options["quiet"]
     found = latency_table(config, path, task=task, batch_size=size, rounds=rounds, quiet=quiet)
     if options["as_json"]:
@@ -268,9 +273,12 @@ def _show_comparison(found: Mapping[str, Any], as_json: bool) -> None:
         show_comparison(found)
 
 
-def _dry_run(config: Config, folder: Path, as_json: bool, genotype: Genotype | None = None) -> None:
-    """Prints the size of the network that would be trained."""
+def _dry_run(
+    config: Config, folder: Path, as_json: bool, stages: Sequence[str], genotype: Genotype | None = None
+) -> None:
+    """Prints the size of the network that would be trained, once nothing is found that would stop the stages."""
     task = config.dataset.task()
+    precheck(config, stages, genotype)
     space = config.space if genotype is None else config.space.fix(genotype)
     size = inspect(space, task, searching=genotype is None)
     limited = limited_by(config)

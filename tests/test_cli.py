@@ -240,6 +240,20 @@ def test_a_dry_run_of_a_run_folder(finished, nas_command):
     assert json.loads(nas_command("derive", finished, "--dry-run", "--json").out)["network"] == "supernet"
 
 
+def test_a_dry_run_refuses_modifiers_with_which_the_search_cannot_begin(nas_command, tmp_path):
+    modifiers = ("--set", "search.modifiers=[{name: partial-channels, share: 100}]")
+    for more in ((), ("--dry-run",)):
+        refused(nas_command("search", *NAS_BENCH, *modifiers, "--out", tmp_path / "run", *more), 2, "partial-channels")
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_table_of_another_space_is_refused_before_the_search(more, nas_command, tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.runs.pipeline.run_search", None)
+    np.savez(tmp_path / "t.npz", arch=np.array(["a"]), cifar10_valid=np.array([1.0]), cifar10_test=np.array([1.0]))
+    outcome = nas_command("run", *NAS_BENCH, "--benchmark", tmp_path / "t.npz", "--out", tmp_path / "run", *more)
+    refused(outcome, 2, "the table does not know", "the table of the space that is searched")
+
+
 # Settings
 
 

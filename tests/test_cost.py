@@ -4,7 +4,7 @@ import itertools
 import json
 import logging
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,10 +24,12 @@ from nas.cost.target import parse_targets
 from nas.derivation import sample, uniform
 from nas.errors import ConfigError, DataError
 from nas.registry import load
-from nas.runs.cost import Constraint, judge_cost, within_target
+from nas.runs.cost import Constraint, judge_cost, keeps_target, limited_by, within_target
+from nas.runs.folder import Run
 from nas.runs.pipeline import configure
 from nas.runs.search import BilevelSearch
 from nas.runs.session import session
+from nas.runs.sweep.baselines import random_cell, random_search
 from nas.selectors import Selector
 from nas.selectors.softmax import Softmax
 from nas.space import Cell, CellSlot, Edge, Genotype, SearchSpace, Task
@@ -430,6 +432,13 @@ def test_genotypes_that_break_the_target_lose_to_all_that_keep_it_and_are_not_me
     assert within_target([], score) is score
 
 
+def test_a_network_that_the_device_cannot_run_breaks_the_target_more_than_any_other():
+    limited = [quantity(10, {"a": 9, "b": 1000, "c": None})]
+    constrained = within_target([SimpleNamespace(limited=limited)], lambda genotype: 0.0)
+    assert sorted("cba", key=constrained) == ["c", "b", "a"]
+    assert [*map(keeps_target(limited), "abc")] == [True, False, False]
+
+
 def test_a_derived_network_that_misses_is_said_on_stderr_and_in_the_result(caplog):
     config = configure(**SMALL, cost={"target": "params<=10k"})
     cell = "|{0}~0|+|{0}~0|{0}~1|+|{0}~0|{0}~1|{0}~2|"
@@ -443,6 +452,38 @@ def test_a_derived_network_that_misses_is_said_on_stderr_and_in_the_result(caplo
     (row,) = judge_cost(config, small)
     assert row["kept"]
     assert caplog.text == ""
+
+
+def test_random_baselines_keep_the_target(tmp_path):
+    config = configure(**{**SMALL, "gap": {"random": 3, "decisions": 1}}, cost={"target": "params<=5600"})
+    space, limited = config.space, limited_by(config)
+    keeps = keeps_target(limited)
+    draws = torch.Generator().manual_seed(0)
+    share = sum(keeps(sample(space, uniform(space), draws)) for _ in range(300)) / 300
+    assert share < 0.25  # so 10 cells that ignore the target keep it by chance less than once in 10^6
+    assert all(keeps(random_cell(replace(config, seed=seed))) for seed in range(10))
+    run = Run.begin(tmp_path / "run", config)
+    random_search(run, 0.0, retrain=False)
+    assert keeps(run.genotype())
+    nas.search(config, out=tmp_path / "search", quiet=True)
+    nas.derive(tmp_path / "search", quiet=True)
+    nas.measure_gap(tmp_path / "search", quiet=True)
+    results = [json.loads(path.read_text()) for path in (tmp_path / "search" / "retrain").glob("*/seed-0/result.json")]
+    rivals = {space.parse(each["genotype"]) for each in results} - {Run.open(tmp_path / "search").genotype()}
+    assert len(rivals) >= 2
+    assert all(map(keeps, rivals))
+
+
+def test_random_baselines_say_so_if_they_find_no_cell_that_keeps_the_target(tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.runs.sweep.baselines.keeps_target", lambda limited: lambda genotype: False)
+    for module in ("ranking", "sweep.baselines"):
+        monkeypatch.setattr(f"nas.runs.{module}.TRIES", 50)
+    config = configure(**SMALL, cost={"target": "params<=5k"})
+    message = "cost.target params<=5k: none of 50 random genotypes keeps it"
+    with pytest.raises(ConfigError, match=message):
+        random_cell(config)
+    with pytest.raises(ConfigError, match=message):
+        random_search(Run.begin(tmp_path / "run", config), 0.0, retrain=False)
 
 
 def test_every_result_says_what_the_network_costs(nas_command, tmp_path):
@@ -508,6 +549,33 @@ def test_a_column_that_is_no_sum_is_refused_with_the_share_it_explains(tmp_path)
     table = hardware(tmp_path / "hw.npz", 600, lambda genotype: draws.random())
     with pytest.raises(ConfigError, match=r"edgegpu_latency: a sum over candidates explains 0\.\d\d of its variance"):
         additive_costs(SPACE, table, "edgegpu_latency")
+
+
+def test_a_column_without_any_value_is_refused(tmp_path):
+    hardware(tmp_path / "hw.npz", 10, lambda genotype: -1.0)
+    benchmark = Benchmark(hardware=str(tmp_path / "hw.npz"))
+    with pytest.raises(ConfigError, match="edgegpu_latency: the hardware table has no value of it"):
+        quantities(Cost(target="edgegpu_latency<=5"), SPACE, TASK, benchmark)
+
+
+def test_a_share_of_the_variance_that_is_no_number_is_refused(tmp_path, monkeypatch):
+    table = hardware(tmp_path / "hw.npz", 10, lambda genotype: 1.0)
+    monkeypatch.setattr(np, "var", lambda values: np.nan)
+    with pytest.raises(ConfigError, match="explains nan of its variance"):
+        additive_costs(SPACE, table, "edgegpu_latency")
+
+
+def test_a_derived_network_that_the_device_cannot_run_is_said_on_stderr(tmp_path, caplog):
+    costs = candidate_costs(SPACE, TASK, "params")
+    draws = torch.Generator().manual_seed(1)
+    first = sample(SPACE, uniform(SPACE), draws)
+    hardware(tmp_path / "hw.npz", 300, lambda each: -1.0 if each == first else costs.of(SPACE, each))
+    benchmark = {"hardware": str(tmp_path / "hw.npz")}
+    config = configure(**SMALL, cost={"target": "edgegpu_latency<=8000"}, benchmark=benchmark)
+    with caplog.at_level(logging.WARNING):
+        (row,) = judge_cost(config, first)
+    assert (row["cost"], row["kept"]) == (None, None)
+    assert "the table has no edgegpu_latency of the derived network" in caplog.text
 
 
 def test_a_hardware_table_of_another_space_is_refused(tmp_path):
@@ -634,7 +702,10 @@ def test_a_damaged_cell_of_a_latency_table_is_a_data_error(latency, tmp_path):
         (("--latency-table", "absent/table.json"), "there is no folder absent"),
         (("--latency-table", "table.json", "--batch-size", 0), "batch"),
         (("--latency-table", "table.json", "--pairs", 0), "--pairs must be at least 1"),
-        (("--latency-table", "table.json", "--genotype", "x"), "--genotype"),
+        (("--latency-table", "table.json", "--genotype", "x"), "--genotype: does not go with --latency-table"),
+        (("--latency-table", "table.json", "--selector", "gdas"), "--selector: does not go with"),
+        (("--latency-table", "table.json", "--backend", "aten"), "--backend: does not go with"),
+        (("--latency-table", "table.json", "--no-memory"), "--no-memory: does not go with"),
     ],
 )
 def test_a_latency_table_that_cannot_be_made_is_refused(flags, message, nas_command, tmp_path, monkeypatch):

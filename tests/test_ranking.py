@@ -142,6 +142,33 @@ def test_a_table_of_hardware_alone_does_not_do(work, tmp_path):
         rank_supernet(*work, Table(Benchmark(path=str(tmp_path / "hw.npz"))), COUNT)
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_ranking_by_a_table_without_accuracies_is_refused_before_the_search(more, nas_command, tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.runs.pipeline.run_search", None)
+    space = configure(**SMALL).space
+    with session(tmp_path / "work", configure(**SMALL), "gap", quiet=True) as opened:
+        arch = np.array([*map(space.format, random_genotypes(opened, COUNT, "ranked genotypes"))])
+    np.savez(tmp_path / "hw.npz", arch=arch, hwnas_cifar10=np.ones((COUNT, 1)), hwnas_names=np.array(["fpga_latency"]))
+    flags = ("--set", "space.channels=4", "--benchmark", tmp_path / "hw.npz", "--set", "gap.ranked=3")
+    outcome = nas_command("run", *flags, "--out", tmp_path / "run", *more)
+    assert outcome.code == 2, outcome.err
+    assert "has no accuracies; add a table that has" in outcome.err
+
+
+def test_random_genotypes_are_of_those_that_count_and_begin_alike(work):
+    opened, _ = work
+    space = opened.config.space
+
+    def keeps(genotype):
+        return space.format(genotype).startswith("|none~0|+|none~0|none~1|+|none~0|")  # one in 625
+
+    found = random_genotypes(opened, 4, keeps=keeps)
+    assert len(found) == 4
+    assert all(map(keeps, found))
+    assert random_genotypes(opened, 2, keeps=keeps) == found[:2]
+    assert random_genotypes(opened, 4, keeps=lambda genotype: False) == []
+
+
 def test_random_genotypes_of_two_keys_differ(work):
     opened, _ = work
     first, second = random_genotypes(opened, 5), random_genotypes(opened, 5, "ranked genotypes")

@@ -20,7 +20,7 @@ def additive_costs(space: SearchSpace, table: Table, column: str) -> tuple[Costs
         explain (R squared).
 
     Raises:
-        ConfigError: The table is of another space, or the fit is too poor to search by.
+        ConfigError: The table is of another space or has no value, or the fit is too poor to search by.
     """
     values = table.column(column)
     cells = space.cells
@@ -42,10 +42,12 @@ def additive_costs(space: SearchSpace, table: Table, column: str) -> tuple[Costs
             f"cost.target {column}: the hardware table is of another space ({error}); search the space it is of"
         ) from error
     known = np.isfinite(values)
+    if not known.any():
+        raise ConfigError(f"cost.target {column}: the hardware table has no value of it; choose another column")
     fitted, *_ = np.linalg.lstsq(design[known], values[known], rcond=None)
     variance = float(np.var(values[known]))
     share = 1 - float(np.var(values[known] - design[known] @ fitted)) / variance if variance else 0.0
-    if share < LEAST:
+    if not share >= LEAST:  # no number is too poor, too
         raise ConfigError(
             f"cost.target {column}: a sum over candidates explains {share:.2f} of its variance, below {LEAST}; "
             "choose another column, params or multiply-adds"

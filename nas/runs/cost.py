@@ -9,6 +9,7 @@ optimization and Lagrange multiplier methods. That costs add up over candidates:
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -144,7 +145,15 @@ def judge_cost(config: Config, genotype: Genotype) -> list[dict[str, Any]]:
     limited = limited_by(config)
     for each in limited:
         cost = each.real(genotype)
-        if cost is not None and cost > each.target.limit:
+        if cost is None:
+            logger.warning(
+                "the table has no %s of the derived network, as of a device that cannot run it, so cost.target %s is "
+                "not kept; derive with a rule that compares genotypes, which passes over such networks "
+                "(--set derive.name=sampled, and more derive.samples)",
+                each.target.quantity,
+                each.target.text,
+            )
+        elif cost > each.target.limit:
             logger.warning(
                 "the derived network misses cost.target %s: it costs %s, %.1f%% more; derive with a rule that compares "
                 "genotypes, which passes over those that miss it (--set derive.name=sampled, and more derive.samples), "
@@ -156,10 +165,16 @@ def judge_cost(config: Config, genotype: Genotype) -> list[dict[str, Any]]:
     return cost_rows(limited, genotype)
 
 
+def keeps_target(limited: Sequence[Quantity]) -> Callable[[Genotype], bool]:
+    """Returns whether a genotype keeps every target; one of which a table does not know the cost does not."""
+    return lambda genotype: all(_excess(each, genotype) == 0 for each in limited)
+
+
 def within_target(constraints: Sequence[Constraint], score: Callable[[Genotype], float]) -> Callable[[Genotype], float]:
     """Returns a score by which a genotype that breaks the target loses to every one that keeps it, unmeasured.
 
-    Among those that break it, the one with the least excess wins.
+    Among those that break it, the one with the least excess wins. One whose cost a table does not know, as of a device
+    that cannot run it, breaks it most.
 
     Args:
         constraints: Of the search.
@@ -168,11 +183,15 @@ def within_target(constraints: Sequence[Constraint], score: Callable[[Genotype],
     limited = [quantity for each in constraints for quantity in each.limited]
 
     def constrained(genotype: Genotype) -> float:
-        costs = [(each.real(genotype) or 0.0) / each.target.limit for each in limited]
-        excess = sum(max(0.0, cost - 1) for cost in costs)
+        excess = sum(_excess(each, genotype) for each in limited)
         return -excess if excess > 0 else score(genotype)
 
     return constrained if limited else score
+
+
+def _excess(each: Quantity, genotype: Genotype) -> float:
+    cost = each.real(genotype)
+    return math.inf if cost is None else max(0.0, cost / each.target.limit - 1)
 
 
 def _row(each: Quantity) -> dict[str, Any]:

@@ -1,20 +1,21 @@
 """The gap between what a search believed and what its result is worth, in points of accuracy.
 
 discretisation_gap = supernet - inherited, sharing_gap = inherited - retrained, gap = their sum; all three accuracies on
-`select`, each with batch-norm statistics recalibrated on the same images. Beside them: random genotypes retrained at
-equal budget, and the rank correlation of inherited with retrained accuracy over them. With tables of a benchmark: what
-they know of the derived cell, and, if asked for, the rank correlation of inherited with published accuracy.
+`select`, each with batch-norm statistics recalibrated on the same images. Beside them: random genotypes, of those that
+keep the target of cost, retrained at equal budget, and the rank correlation of inherited with retrained accuracy over
+them. With tables of a benchmark: what they know of the derived cell, and, if asked for, the rank correlation of
+inherited with published accuracy.
 """
 
 from statistics import mean
 from typing import Any
 
 from nas.benchmarks import Table
-from nas.derivation import discretise
+from nas.derivation import discretise, sample, uniform
 from nas.files import write_json
-from nas.randomness import seed_of
+from nas.randomness import generator, seed_of
 from nas.runs.configuration import Config
-from nas.runs.cost import cost_rows
+from nas.runs.cost import cost_rows, keeps_target
 from nas.runs.derive import load_search
 from nas.runs.folder import PRODUCTS
 from nas.runs.ranking import random_genotypes as random_genotypes
@@ -34,7 +35,8 @@ def measure(session: Session, genotype: Genotype) -> dict[str, Any]:
     looked_up = table.entry(config.space, genotype).known() if table else None
     search = load_search(session)
     limited = [quantity for each in search.constraints for quantity in each.limited]
-    rivals = random_genotypes(session, config.gap.random)
+    keeps = keeps_target(limited) if limited else None
+    rivals = random_genotypes(session, config.gap.random, keeps=keeps)
     retrained = retrain_genotype(session, genotype, config.retrain.seeds, "derived")
     baseline = [
         retrain_genotype(session, rival, 1, f"random {number} of {len(rivals)}")[0]
@@ -105,3 +107,23 @@ def supernet_accuracies(session: Session, search: BilevelSearch) -> list[list[fl
 def read_table(config: Config) -> Table | None:
     """Returns the tables that the configuration names, if it names any."""
     return Table(config.benchmark) if config.benchmark.named else None
+
+
+def require_table(config: Config, genotype: Genotype | None) -> None:
+    """Finds, before anything is trained, what the gap report would miss in the tables that the configuration names.
+
+    Args:
+        config: Of the run.
+        genotype: What was derived; before that a random one is looked up.
+
+    Raises:
+        ConfigError: The tables are of another space, or lack the accuracies that `gap.ranked` needs.
+        DataError: There are no such tables.
+    """
+    if (table := read_table(config)) is None:
+        return
+    space = config.space
+    drawn = generator(config.seed, "ranked genotypes")
+    table.entry(space, genotype or sample(space, uniform(space), drawn))
+    if config.gap.ranked:
+        _ = table.test

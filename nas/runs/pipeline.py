@@ -11,7 +11,7 @@ from nas.runs.cost import judge_cost
 from nas.runs.derive import derive_genotype
 from nas.runs.folder import PRODUCTS, Run, default_folder
 from nas.runs.retrain import Retrained, load_network, read_retrained, retrain_genotype
-from nas.runs.search import run_search
+from nas.runs.search import examine, run_search
 from nas.runs.session import Session, session
 from nas.space import Genotype
 from nas.supernet import Network
@@ -103,12 +103,32 @@ def execute(run: Run, stages: Sequence[str], *, quiet: bool = False, command: st
     left = [stage for stage in stages if stage not in done]
     with session(run.folder, run.config, command or stages[-1], quiet=quiet) as work:
         if "gap" in left:
-            gap_stage.read_table(run.config)  # a wrong path is reported before the search, not after it
+            # A wrong table is reported before the search, not after it.
+            gap_stage.require_table(run.config, None if len(stages) > 1 else run.genotype())
         for stage in left:
             work.raise_if_stopped(f"before {stage}")
             work.status.update(stage, 0, 1)  # its seconds count from here
             stage_functions[stage](work, run)
     return run
+
+
+def precheck(config: Config, stages: Sequence[str], genotype: Genotype | None = None) -> None:
+    """Finds, within seconds, what would stop stages later.
+
+    Args:
+        config: Of the run.
+        stages: What would be done.
+        genotype: Derived, or given; None before that.
+
+    Raises:
+        ConfigError: The supernet does not run, or not with its modifiers, or a table is of another space or lacks
+            accuracies.
+        DataError: A table is missing.
+    """
+    if genotype is None:
+        examine(config, config.dataset.task())
+    if "gap" in stages:
+        gap_stage.require_table(config, genotype)
 
 
 def _search(work: Session, run: Run) -> None:

@@ -1,5 +1,6 @@
 """Does a supernet rank architectures as training them from scratch does? Asked of a table that knows the answer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from nas.runs.search import BilevelSearch
 from nas.runs.session import Session
 from nas.runs.statistics import kendall, spearman
 from nas.space import Genotype
+
+TRIES = 10_000
+"""Random genotypes that are drawn at least before none is found to keep a target."""
 
 
 def rank_supernet(session: Session, search: BilevelSearch, table: Table, count: int) -> dict[str, Any]:
@@ -52,11 +56,27 @@ def rank_correlations(inherited: list[float], published: list[float]) -> dict[st
     return {**kendall(inherited, published), "spearman": spearman(inherited, published), "top_half": top}
 
 
-def random_genotypes(session: Session, count: int, key: str = "random genotypes") -> list[Genotype]:
-    """Returns distinct random genotypes, drawn with the run's seed and `key`; fewer where the space has no more."""
+def random_genotypes(
+    session: Session,
+    count: int,
+    key: str = "random genotypes",
+    *,
+    keeps: Callable[[Genotype], bool] | None = None,
+) -> list[Genotype]:
+    """Returns distinct random genotypes, drawn with the run's seed and `key`; fewer where no more are found.
+
+    Args:
+        session: Space and seed.
+        count: How many.
+        key: Of the draws; more genotypes of the same key begin with the same ones.
+        keeps: Which genotypes count; None for all.
+    """
     space, draws = session.config.space, generator(session.config.seed, key)
     found: dict[Genotype, None] = {}
-    for _ in range(100 * count):
-        if len(found) < count:
-            found[sample(space, uniform(space), draws)] = None
+    for _ in range(100 * count if keeps is None else 100 * count + TRIES):
+        if len(found) == count:
+            break
+        genotype = sample(space, uniform(space), draws)
+        if keeps is None or keeps(genotype):
+            found[genotype] = None
     return list(found)
