@@ -13,7 +13,7 @@ from nas.errors import CheckpointError, ConfigError
 from nas.report.compare import show_comparison
 from nas.runs.compare.comparison import compare
 from nas.runs.compare.metrics import METRICS
-from nas.runs.compare.rows import PLAN, Gathered, Row, gather
+from nas.runs.compare.rows import PLAN, Gathered, Row, gather, read_row
 from nas.runs.compare.statistics import holm, paired, t_interval, welch
 from nas.runs.folder import Run
 from nas.runs.pipeline import configure
@@ -355,6 +355,23 @@ def test_lists_of_parts_are_labelled_by_their_names():
     ) == ["a search.modifiers=none", "a search.modifiers=x+y"]
 
 
+def test_groups_that_differ_inside_a_list_of_parts_have_labels_of_their_own_and_are_all_compared():
+    two, four = ({"search.modifiers": [{"name": "x", "share": share}]} for share in (2, 4))
+    found = compared(*rows_of("regret", config=two, a=[1.0, 2.0]), *rows_of("regret", config=four, a=[3.0, 4.5]))
+    names = [f'a search.modifiers=[{{"name": "x", "share": {share}}}]' for share in (2, 4)]
+    assert [each["label"] for each in found["rows"]] == names
+    assert [(each["first"], each["second"]) for each in found["pairs"]] == [tuple(names)]
+
+
+def test_the_mean_over_the_table_is_told_only_if_there_is_one():
+    def told(*means):
+        return compared(*(row(seed=i, regret=1.0, table_mean=mean) for i, mean in enumerate(means)))["table_mean"]
+
+    assert told({"regret": 7.0}, None, {"regret": 7.0}) == 7.0
+    assert told({"regret": 7.0}, {"regret": 8.0}) is None
+    assert told(None, {"table_test": 8.0}) is None
+
+
 # Folders
 
 
@@ -399,11 +416,13 @@ def test_runs_that_differ_in_neutral_settings_are_one_group(tmp_path, nas_comman
     folders = [
         make(tmp_path / "a", seed=0, threads=1, device="cpu"),
         make(tmp_path / "b", seed=1, threads=2, benchmark={"path": "elsewhere.npz"}, tracking={"log_every": 3}),
+        make(tmp_path / "d", seed=3, gap={"random": 0}),
+        make(tmp_path / "e", seed=4, gap={"ranked": 9}, benchmark={"path": "elsewhere.npz"}),
         make(tmp_path / "c", seed=2, search={"epochs": 3}),
     ]
     found = json.loads(nas_command("compare", *folders, "--json").out)
     assert [(each["label"], each["n"]) for each in found["rows"]] == [
-        ("softmax search.epochs=40", 2),
+        ("softmax search.epochs=40", 4),
         ("softmax search.epochs=3", 1),
     ]
 
@@ -440,7 +459,7 @@ def test_folders_that_hold_nothing_to_compare_are_refused(runs, tmp_path, nas_co
         assert part in outcome.err
     outcome = nas_command("compare", runs[1], "--metric", "regret")
     assert outcome.code == 2
-    assert "they have gap, inherited, retrained, supernet, test" in outcome.err
+    assert "they have gap, inherited, parameter_free, retrained, supernet, test" in outcome.err
 
 
 def planned(folder, *names):
@@ -472,6 +491,31 @@ def test_a_gap_that_was_measured_again_is_newer_than_the_row(tmp_path):
     planned(tmp_path, "a")
     (found,) = gather([tmp_path]).rows
     assert (found.metrics["retrained"], found.search_seconds) == (70.0, 3.0)
+
+
+def test_what_only_the_row_knows_counts_beside_the_gap_if_it_is_of_the_same_genotype(tmp_path):
+    run = Run.open(make(tmp_path / "a", retrained=70.0))
+    cell = run.config.space.format(run.genotype())
+    for genotype, parameter_free in ((cell, 12.5), ("old", 100.0)):
+        metrics = {"retrained": 1.0, "parameter_free": 12.5}
+        write_row(run.folder, kind="search", genotype=genotype, metrics=metrics, seconds={})
+        found = read_row(run)
+        assert (found.metrics["retrained"], found.metrics["parameter_free"]) == (70.0, parameter_free)
+
+
+def test_plain_runs_have_the_share_of_edges_without_parameters(tmp_path):
+    made = read_row(Run.open(make(tmp_path / "a")))
+    assert made.metrics["parameter_free"] == 100.0
+    run = Run.open(make(tmp_path / "b"))
+    run.write_genotype(run.config.space.parse("|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|nor_conv_1x1~2|"))
+    (run.folder / "gap.json").write_bytes((tmp_path / "a" / "gap.json").read_bytes())
+    assert read_row(run).metrics["parameter_free"] == pytest.approx(100 * 4 / 6)
+
+
+def test_a_plain_run_whose_images_are_gone_is_compared_without_what_needs_them(tmp_path):
+    found = read_row(Run.open(make(tmp_path / "a", dataset={"name": "npz", "path": str(tmp_path / "gone.npz")})))
+    assert found.metrics["retrained"] == 80.0
+    assert "parameter_free" not in found.metrics
 
 
 def test_a_row_of_another_genotype_than_the_run_has_now_does_not_count(tmp_path):

@@ -124,7 +124,7 @@ def show_plan(planned: Sequence[Planned], as_json: bool) -> None:
     ]
     notes = [
         f"{len(planned)} runs, {sum(done)} of them done",
-        "a random search retrains as many random cells as fit into the median search's seconds",
+        "a random search retrains as many random cells as fit into the seconds of the slowest group's median search",
     ]
     show("Dry run: nothing was trained", ("run", "kind", "seed", "settings", ""), rows, notes, left=True)
 

@@ -50,13 +50,14 @@ class Run:
         return cls(folder, build(Config, [read_yaml(folder / "config.yaml")]))
 
     @classmethod
-    def begin(cls, folder: Path, config: Config, genotype: Genotype | None = None) -> "Run":
+    def begin(cls, folder: Path, config: Config, genotype: Genotype | None = None, *, remeasure: bool = False) -> "Run":
         """Returns the run in a folder, new or to be resumed.
 
         Args:
             folder: Where.
             config: What is asked.
             genotype: What to retrain, where it does not come from a search in this folder.
+            remeasure: Whether a gap that was measured otherwise goes, to be measured again, and is no reason to refuse.
 
         Raises:
             ConfigError: The folder holds results of other settings; the message lists the difference.
@@ -67,18 +68,26 @@ class Run:
         if genotype:
             config.space.require(genotype)
         with lock(folder):
-            run.check(genotype)
+            run.check(genotype, remeasure=remeasure)
+            if remeasure and (folder / PRODUCTS["gap"]).is_file():
+                before = Run.open(folder).config
+                if any(getattr(before, section) != getattr(config, section) for section in MEANING["gap"]):
+                    (folder / PRODUCTS["gap"]).unlink()
             run.write()
             if genotype:
                 run.write_genotype(genotype)
         return run
 
-    def check(self, genotype: Genotype | None = None) -> None:
-        """Raises ConfigError if the folder holds results of other settings, or of another genotype than this."""
+    def check(self, genotype: Genotype | None = None, *, remeasure: bool = False) -> None:
+        """Raises ConfigError if the folder holds results of other settings, or of another genotype than this.
+
+        With `remeasure` the gap may have been measured with any.
+        """
         if (self.folder / "config.yaml").is_file():
             before = Run.open(self.folder)
             done = {stage for stage, product in PRODUCTS.items() if (self.folder / product).exists()}
-            _refuse(self.folder, before.config, self.config, {part for stage in done for part in MEANING[stage]})
+            bound = done - {"gap"} if remeasure else done
+            _refuse(self.folder, before.config, self.config, {part for stage in bound for part in MEANING[stage]})
             if genotype and "derive" in done and before.genotype() != genotype:
                 raise ConfigError(f"{self.folder} holds another genotype; choose another --out")
 

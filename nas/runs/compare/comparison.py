@@ -82,7 +82,7 @@ def compare(gathered: Gathered, metric: str | None = None) -> dict[str, Any]:
     )
     ordered = {names[key]: groups[key] for key in order}
     pairs = _pairs(ordered, metric)
-    means = (row.table_mean.get(metric) for row in gathered.rows if row.table_mean)
+    means = {row.table_mean[metric] for row in gathered.rows if row.table_mean and metric in row.table_mean}
     return {
         "metric": metric,
         "title": METRICS[metric].title,
@@ -91,7 +91,7 @@ def compare(gathered: Gathered, metric: str | None = None) -> dict[str, Any]:
         "pairs": pairs,
         "verdicts": _verdicts(ordered, pairs, METRICS[metric].better),
         "comparisons": sum(pair["p"] is not None for pair in pairs),
-        "table_mean": next((mean for mean in means if mean is not None), None),
+        "table_mean": means.pop() if len(means) == 1 else None,
         "repeated": len(gathered.rows) - sum(len(group.rows) for group in groups.values()),
         "failed": dict(gathered.failed),
         "missing": list(gathered.missing),
@@ -116,6 +116,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
         own = [key for key in _differing(same) if key.startswith("selector.")]
         shared = [key for key in _differing(alike) if not key.startswith("selector.")]
         found.append(" ".join([name, *_written(group, [*own, *shared], alike)]))
+    assert len({*found}) == len(found), f"groups share a label: {found}"
     return found
 
 
@@ -140,10 +141,18 @@ def _written(group: Group, keys: Sequence[str], alike: Sequence[Group]) -> list[
     ]
     kept = [key for key in keys if not any(key.startswith(part) and key != f"{part}name" for part in enough)]
     return [
-        f"{key.removesuffix('.name').removesuffix('.value')}={_short(group.config[key])}"
+        f"{key.removesuffix('.name').removesuffix('.value')}={_text(group, key, alike)}"
         for key in kept
         if key in group.config
     ]
+
+
+def _text(group: Group, key: str, alike: Sequence[Group]) -> str:
+    """Returns a group's value: in short if that tells apart all values that groups have, otherwise as JSON."""
+    values = [each.config[key] for each in alike if key in each.config]
+    whole = {json.dumps(value, sort_keys=True) for value in values}
+    enough = len({*map(_short, values)}) == len(whole)
+    return _short(group.config[key]) if enough else json.dumps(group.config[key], sort_keys=True)
 
 
 def _short(value: object) -> str:

@@ -1,15 +1,18 @@
 """What runs left, as rows to compare: from sweep folders, and from plain run folders."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from nas.config import to_tree
-from nas.errors import CheckpointError
+from nas.errors import CheckpointError, DataError
 from nas.files import read_json
 from nas.runs.configuration import Config
 from nas.runs.folder import Run
+from nas.runs.watch.signals import parameter_free, share_without_parameters
+from nas.space import Genotype
 
 ROW, PLAN = "row.json", "sweep.json"
 """What a sweep leaves: the result of a run in that run's folder, and the list of its runs in its own."""
@@ -27,12 +30,14 @@ NEUTRAL = (
     "retrain.seed",
     "benchmark.path",
     "benchmark.hardware",
+    "gap.random",
+    "gap.ranked",
     "tracking",
     "device",
     "threads",
     "checkpoint_seconds",
 )
-"""What does not make two runs different ones: seeds, paths, and how a run is executed and watched."""
+"""What does not make two runs different ones: seeds, paths, how it is executed and watched, and what no metric sees."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +119,25 @@ def read_row(run: Run) -> Row | None:
     """Returns what a run found; None if it has no result, or one of another genotype than it has now."""
     path = run.folder / ROW
     written = read_json(path) if path.is_file() and not failure(run.folder) else None
-    report = run.gap()
-    if report is None and (written is None or written["genotype"] != run.config.space.format(run.genotype())):
+    report, genotype = run.gap(), run.genotype()
+    same = written is not None and written["genotype"] == run.config.space.format(genotype)
+    if report is None and not same:
         return None
+    metrics: dict[str, float] = {}
+    if written and same:
+        metrics |= written["metrics"]
+    else:
+        with suppress(DataError):  # the images may be gone, and with them what is known of their size
+            metrics |= share_of_parameter_free(run.config, genotype)
+    if report:  # `nas gap` in the folder of a sweep's run measures again; what it found is newer than the row
+        metrics |= metrics_of(report)
     kind = cast(Kind, written["kind"]) if written else "search"
     return Row(
         folder=run.folder,
         kind=kind,
         seed=run.config.seed,
         config=_meaning(run.config, kind),
-        # `nas gap` in the folder of a sweep's run measures again; what it found is newer than the row.
-        metrics=written["metrics"] if report is None and written else metrics_of(cast(Mapping[str, Any], report)),
+        metrics=metrics,
         seconds=written["seconds"] if written else seconds_of(run),
         cells=written.get("cells") if written else None,
         table_mean=written.get("table_mean") if written else None,
@@ -145,6 +158,17 @@ def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
         "test": report["test"]["retrained"]["mean"],
         **(table_metrics(report["benchmark"]) if report["benchmark"] else {}),
     }
+
+
+def share_of_parameter_free(config: Config, genotype: Genotype) -> dict[str, float]:
+    """Returns `parameter_free` of a genotype; nothing if none of its edges had the choice.
+
+    Raises:
+        DataError: The dataset does not say how large its images are.
+    """
+    space = config.space
+    share = share_without_parameters(genotype, space.cells, parameter_free(space, config.dataset.task()))
+    return {} if share is None else {"parameter_free": 100 * share}
 
 
 def table_metrics(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -3,8 +3,8 @@
 Where there is a target of cost, both are random among the cells that keep it.
 
 Random search (Li and Talwalkar, 2019, arXiv:1902.07638) retrains random cells, one after the other, for as many seconds
-as the median search of the sweep took, and keeps the one with the best accuracy on `select`. Its choice is always paid
-for like this, and never read from a table, however a table may score it afterwards.
+as the median search of the sweep's slowest group took, and keeps the one with the best accuracy on `select`. Its choice
+is always paid for like this, and never read from a table, however a table may score it afterwards.
 """
 
 from collections.abc import Callable, Sequence

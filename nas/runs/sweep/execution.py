@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,34 +15,45 @@ from nas.errors import Interrupted, NasError
 from nas.files import write_json
 from nas.progress import StopRequest
 from nas.runs.compare.rows import PLAN, ROW, SEARCH_ONLY, failure, read_row
+from nas.runs.configuration import Config
+from nas.runs.cost import limited_by
 from nas.runs.gap import read_table
+from nas.runs.search import examine, modified
 from nas.runs.sweep.baselines import random_cell
 from nas.runs.sweep.plan import Planned
 from nas.runs.sweep.pool import Pool
 from nas.runs.sweep.work import Outcome, finished, work
 from nas.status import lock
-from nas.supernet.inspection import inspect
 
 
 def check(planned: Sequence[Planned]) -> None:
     """Finds what would stop runs later, and trains nothing.
 
     Raises:
-        ConfigError: A run folder holds results of other settings, a space does not fit together or the images, or the
-            table is of another space.
+        ConfigError: A run folder holds results of other settings, a space does not fit together, the images or the
+            modifiers, no network keeps the target of cost, or the table is of another space.
         DataError: There is no such table.
     """
-    seen = set()
+    seen: set[str] = set()
+
+    def new(config: Config, *parts: object) -> bool:
+        key = repr((config.space, config.dataset, *parts))
+        known = key in seen
+        seen.add(key)
+        return not known
+
     for each in planned:
         run = each.run()
-        run.check()
-        parts = json.dumps([each.config[section] for section in ("space", "dataset", "benchmark")])
-        if parts not in seen:
-            seen.add(parts)
-            inspect(run.config.space, run.config.dataset.task(), searching=True)
-            if table := read_table(run.config):
-                table.entry(run.config.space, random_cell(run.config))
-                _ = each.retrain or table.test
+        config = run.config
+        run.check(remeasure=True)
+        if each.kind == "search":
+            modified(config)  # a modifier may not go with one of the selectors
+            limited_by(config)
+            if new(config, config.search.modifiers):
+                examine(config, config.dataset.task())
+        elif new(config, config.benchmark) and (table := read_table(config)):
+            table.entry(config.space, random_cell(config))
+            _ = each.retrain or table.test
 
 
 def sweep(planned: Sequence[Planned], folder: Path, pool: Pool, *, quiet: bool = False) -> list[Outcome]:
@@ -95,13 +107,16 @@ def _do(planned: Sequence[Planned], pool: Pool, stop: StopRequest, counter: "Cou
 
 
 def _priced(asked: Planned, planned: Sequence[Planned]) -> Planned | None:
-    """Returns a random search with the median seconds of the searches of its settings; None if none is done."""
-    seconds = [
-        row.search_seconds
-        for each in planned
-        if each.kind == "search" and _alike(each, asked) and finished(each) and (row := read_row(each.run()))
-    ]
-    return replace(asked, budget=median(seconds)) if seconds else None
+    """Returns a random search with the seconds of the searches of its settings; None if none is done.
+
+    Of searches that differ by their seed only the median counts, and of such groups the slowest: a baseline with less
+    time than a search it is held against would prove nothing.
+    """
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for each in planned:
+        if each.kind == "search" and _alike(each, asked) and finished(each) and (row := read_row(each.run())):
+            seconds[json.dumps(each.settings, sort_keys=True)].append(row.search_seconds)
+    return replace(asked, budget=max(map(median, seconds.values()))) if seconds else None
 
 
 def _alike(search: Planned, baseline: Planned) -> bool:

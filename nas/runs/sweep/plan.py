@@ -76,10 +76,13 @@ def plan(
         retrain: Whether derived and random cells are retrained.
 
     Raises:
-        ConfigError: A selector or a setting is unknown or wrong, or nothing could score the random cells.
+        ConfigError: A selector or a setting is unknown or wrong, nothing could score the random cells, or nothing would
+            rank what `gap.ranked` asks for.
     """
     if not retrain and config.benchmark.path is None:
         raise ConfigError("--no-retrain needs --benchmark: without it nothing scores the random cells")
+    if not retrain and config.gap.ranked:
+        raise ConfigError("gap.ranked is measured by the gap report, which --no-retrain leaves out; drop one")
     axes = dict(map(_axis, vary))
     if len(axes) < len(vary):
         raise ConfigError(f"--vary names a setting twice: {', '.join(text.partition('=')[0] for text in vary)}")

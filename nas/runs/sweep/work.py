@@ -10,7 +10,7 @@ from typing import Any, Literal
 from nas.derivation import discretise
 from nas.errors import Interrupted, LockedError, NasError
 from nas.files import read_json, write_json
-from nas.runs.compare.rows import ROW, failure, metrics_of, read_row, seconds_of, table_metrics
+from nas.runs.compare.rows import ROW, failure, metrics_of, read_row, seconds_of, share_of_parameter_free, table_metrics
 from nas.runs.derive import load_search
 from nas.runs.folder import STAGES, Run
 from nas.runs.gap import read_table, supernet_accuracies
@@ -19,7 +19,6 @@ from nas.runs.retrain import Retrained, read_retrained
 from nas.runs.session import session
 from nas.runs.sweep.baselines import random_cell, random_search
 from nas.runs.sweep.plan import Planned
-from nas.runs.watch.signals import parameter_free, share_without_parameters
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,10 @@ def work(planned: Planned) -> Outcome:
 def finished(planned: Planned) -> bool:
     """Whether a run has a row with all that is asked for."""
     path = planned.folder / ROW
-    if not path.is_file() or failure(planned.folder) or not (row := read_row(planned.run())):
+    asked = planned.run()
+    if not path.is_file() or failure(planned.folder) or not (row := read_row(asked)):
+        return False
+    if planned.kind == "search" and planned.retrain and Run.open(planned.folder).config.gap != asked.config.gap:
         return False
     written = read_json(path)
     same = written.get("benchmark") == planned.config["benchmark"] and written.get("budget") == planned.budget
@@ -74,13 +76,12 @@ def finished(planned: Planned) -> bool:
 
 def _row(planned: Planned) -> dict[str, Any]:
     asked = planned.run()
-    run = Run.begin(asked.folder, asked.config, random_cell(asked.config) if planned.kind == "random cell" else None)
+    cell = random_cell(asked.config) if planned.kind == "random cell" else None
+    run = Run.begin(asked.folder, asked.config, cell, remeasure=True)
     stages = {"search": _search, "random cell": _random_cell, "random search": _random_search}[planned.kind]
     found, genotype = stages(run, planned), run.genotype()
     space = run.config.space
-    free = share_without_parameters(genotype, space.cells, parameter_free(space, run.config.dataset.task()))
-    if free is not None:
-        found["metrics"]["parameter_free"] = 100 * free
+    found["metrics"] |= share_of_parameter_free(run.config, genotype)
     if table := read_table(run.config):
         found["metrics"] |= (known := table_metrics(asdict(table.entry(space, genotype))))
         if known:
