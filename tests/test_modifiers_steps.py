@@ -283,14 +283,6 @@ def test_a_genotype_has_nothing_that_was_dropped(searching):
         assert tables[name].shape == live.shape
 
 
-def test_a_checkpoint_from_before_candidates_could_be_dropped_has_them_all():
-    old = {name: value for name, value in Architecture(DARTS(), 1).state_dict().items() if name.startswith("tables")}
-    architecture = Architecture(DARTS(), 0)
-    architecture.load_state_dict(old)
-    assert torch.equal(architecture.tables["normal"], old["tables.normal"])
-    assert all(mask.all() for mask in architecture.live.values())
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
