@@ -109,9 +109,15 @@ def dump(config: object) -> str:
 
 def differences(left: object, right: object) -> list[tuple[str, object, object]]:
     """Returns (dotted path, left, right) for every setting in which two configurations differ, `ABSENT` for none."""
-    ours, theirs = dict(_leaves(to_tree(left), ())), dict(_leaves(to_tree(right), ()))
+    ours, theirs = dict(leaves(to_tree(left))), dict(leaves(to_tree(right)))
     pairs = ((key, ours.get(key, ABSENT), theirs.get(key, ABSENT)) for key in ours | theirs)
     return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def leaves(tree: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:
+    """Yields every setting of nested plain data by its dotted path, which begins with `above`."""
+    for key, value in tree.items():
+        yield from leaves(value, f"{above}{key}.") if isinstance(value, dict) else [(f"{above}{key}", value)]
 
 
 def _plain(value: object) -> object:
@@ -120,14 +126,6 @@ def _plain(value: object) -> object:
         name = {"name": registry.name_of(group, type(value))} if group else {}
         return name | {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.init}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _leaves(tree: object, path: Keys) -> Iterator[tuple[str, object]]:
-    if not isinstance(tree, dict):
-        yield ".".join(path), tree
-        return
-    for key, value in tree.items():
-        yield from _leaves(value, (*path, key))
 
 
 def _group(cls: object) -> str | None:

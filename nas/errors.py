@@ -54,3 +54,10 @@ class Interrupted(NasError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def require_at_least(config: object, least: float, *names: str) -> None:
+    """Raises ValueError unless these settings of a configuration are at least `least`."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least:g}, got {getattr(config, name):g}")

@@ -47,3 +47,37 @@ def nas_command() -> Callable[..., Outcome]:
         return Outcome(code, out.getvalue(), err.getvalue())
 
     return run
+
+
+SMALL_SPACES = {
+    "nas-bench-201": {"channels": 4, "cells_per_stage": 1},
+    "darts": {"channels": 4, "depth": 3, "nodes": 2},
+    "chain": {"channels": 4, "stages": 2},
+}
+
+
+@pytest.fixture
+def searching(tmp_path):
+    """Begins searches, each as it is before the first of its three steps: `searching("darts", "oles")`."""
+    from nas.runs.pipeline import configure
+    from nas.runs.search import BilevelSearch
+    from nas.runs.session import session
+
+    opened = []
+
+    def begin(space, *modifiers, selector="softmax", backend="auto", **search):
+        config = configure(
+            space={"name": space, **SMALL_SPACES[space]} if isinstance(space, str) else space,
+            selector=selector,
+            dataset={"limit": 32},
+            search={"epochs": 3, "batch_size": 32, "warmup": 0, "modifiers": list(modifiers), **search},
+            tracking={"wandb": "disabled"},
+            engine={"backend": backend},
+            threads=1,
+        )
+        opened.append(session(tmp_path / f"run-{len(opened)}", config, "search", quiet=True))
+        return BilevelSearch(opened[-1].__enter__())
+
+    yield begin
+    for each in reversed(opened):  # each gives back the signal handlers it found
+        each.__exit__(None, None, None)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nas.runs.gap import kendall, spread
+from nas.runs.statistics import kendall, spread
 
 
 @pytest.mark.parametrize("count", [6, 12, 30])

@@ -13,36 +13,6 @@ from nas.runs.configuration import Config
 from nas.runs.modifiers.paths import FairPaths
 from nas.runs.modifiers.skip_dropout import DroppedIdentity, SkipDropout
 from nas.runs.pipeline import configure
-from nas.runs.search import BilevelSearch
-from nas.runs.session import session
-
-SPACES = {
-    "nas-bench-201": {"channels": 4, "cells_per_stage": 1},
-    "darts": {"channels": 4, "depth": 3, "nodes": 2},
-    "chain": {"channels": 4, "stages": 2},
-}
-
-
-@pytest.fixture
-def searching(tmp_path):
-    """Returns a search with modifiers, three steps long, as it is before the first step."""
-    stack = []
-
-    def begin(space, *modifiers, **search):
-        config = configure(
-            space={"name": space, **SPACES[space]},
-            dataset={"limit": 32},
-            search={"epochs": 3, "batch_size": 32, "warmup": 0, "modifiers": list(modifiers), **search},
-            tracking={"wandb": "disabled"},
-            threads=1,
-        )
-        work = session(tmp_path / f"run-{len(stack)}", config, "search", quiet=True)
-        stack.append(work)
-        return BilevelSearch(work.__enter__())
-
-    yield begin
-    for work in reversed(stack):
-        work.__exit__(None, None, None)
 
 
 def trained(search, step=0):

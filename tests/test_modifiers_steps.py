@@ -32,9 +32,6 @@ from nas.runs.modifiers.lambda_darts import LambdaDARTS, Slots, aligned, alignme
 from nas.runs.modifiers.oles import OperationEarlyStopping
 from nas.runs.modifiers.perturbed import Ball, PerturbedWeights
 from nas.runs.modifiers.shrinking import Shrinking
-from nas.runs.pipeline import configure
-from nas.runs.search import BilevelSearch
-from nas.runs.session import session
 from nas.schedules import Constant, Linear
 from nas.selection import Selection
 from nas.selectors import Selector
@@ -45,42 +42,12 @@ from search_spaces.chain import Chain
 from search_spaces.darts import DARTS
 from search_spaces.nas_bench_201 import NASBench201
 
-SPACES = {
-    "nas-bench-201": {"channels": 4, "cells_per_stage": 1},
-    "darts": {"channels": 4, "depth": 3, "nodes": 2},
-    "chain": {"channels": 4, "stages": 1},
-}
 MIXTURES = {"softmax", "gumbel-softmax", "dirichlet", "entmax", "sigmoid"}
 SELECTORS = registry.names(Selector.registry)
 
 
 def of_name(group, name, **settings):
     return registry.load(group.registry, name)(**settings)
-
-
-@pytest.fixture
-def searching(tmp_path):
-    """Returns a search with modifiers, three steps long, as it is before the first step."""
-    stack = []
-
-    def begin(space, *modifiers, selector="softmax", backend="auto", **search):
-        space = {"name": space, **SPACES[space]} if isinstance(space, str) else space
-        config = configure(
-            space=space,
-            selector=selector,
-            dataset={"limit": 32},
-            search={"epochs": 3, "batch_size": 32, "warmup": 0, "modifiers": list(modifiers), **search},
-            tracking={"wandb": "disabled"},
-            engine={"backend": backend},
-            threads=1,
-        )
-        work = session(tmp_path / f"run-{len(stack)}", config, "search", quiet=True)
-        stack.append(work)
-        return BilevelSearch(work.__enter__())
-
-    yield begin
-    for work in reversed(stack):
-        work.__exit__(None, None, None)
 
 
 def take(search, *steps):

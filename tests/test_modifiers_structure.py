@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -22,9 +23,7 @@ from nas.runs.bench.steps import fixed_subject
 from nas.runs.modifiers.auxiliary_skip import AUXILIARY, AuxiliarySkip
 from nas.runs.modifiers.entanglement import Entanglement
 from nas.runs.modifiers.partial import PartialChannels
-from nas.runs.pipeline import configure
-from nas.runs.search import BilevelSearch, loss_at_border
-from nas.runs.session import session
+from nas.runs.search import loss_at_border
 from nas.schedules import Constant
 from nas.selection import Selection
 from nas.selectors import Selector
@@ -51,11 +50,6 @@ SPACES = {
     "darts": DARTS(channels=4, depth=3, nodes=2),
     "chain": Chain(channels=4, stages=2),
 }
-SETTINGS = {
-    "nas-bench-201": {"channels": 4, "cells_per_stage": 1},
-    "darts": {"channels": 4, "depth": 3, "nodes": 2},
-    "chain": {"channels": 4, "stages": 2},
-}
 MODIFIERS = {
     "partial-channels": {"name": "partial-channels", "share": 2},
     "auxiliary-skip": "auxiliary-skip",
@@ -65,26 +59,9 @@ BACKENDS = ["reference", "aten", "native"]
 
 
 @pytest.fixture
-def searching(tmp_path):
-    """Returns a search with modifiers, four steps long, as it is before the first step."""
-    opened = []
-
-    def begin(space, *modifiers, selector="softmax", **search):
-        config = configure(
-            space={"name": space, **SETTINGS[space]},
-            selector=selector,
-            dataset={"limit": 32},
-            search={"epochs": 4, "batch_size": 32, "warmup": 0, "modifiers": list(modifiers), **search},
-            tracking={"wandb": "disabled"},
-            threads=1,
-        )
-        work = session(tmp_path / f"run-{len(opened)}", config, "search", quiet=True)
-        opened.append(work)
-        return BilevelSearch(work.__enter__())
-
-    yield begin
-    for work in reversed(opened):  # each gives back the signal handlers it found
-        work.__exit__(None, None, None)
+def searching(searching):
+    """Searches are four steps long here."""
+    return partial(searching, epochs=4)
 
 
 def images(*shape: int, key: int = 0) -> Tensor:

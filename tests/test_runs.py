@@ -23,7 +23,7 @@ from nas.errors import CheckpointError, ConfigError, LockedError, NumericsError
 from nas.runs import retrain as retraining
 from nas.runs.evaluation import Evaluator
 from nas.runs.folder import Run
-from nas.runs.gap import random_genotypes
+from nas.runs.ranking import random_genotypes
 from nas.runs.search import BilevelSearch
 from nas.runs.session import session
 from nas.selectors.uniform import Uniform

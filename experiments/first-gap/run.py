@@ -16,8 +16,8 @@ import numpy as np
 
 from nas.files import read_json
 from nas.runs.folder import Run, default_folder
-from nas.runs.gap import kendall
 from nas.runs.pipeline import configure, execute
+from nas.runs.statistics import kendall
 
 HERE = Path(__file__).parent
 SELECTORS = ("softmax", "st-gs", "uniform")

@@ -54,31 +54,30 @@ def measure(space: str, selector: str, seed: int) -> dict[str, Any]:
                 started = time.process_time()
                 method.estimate(problem(search, step))
                 found.append(time.process_time() - started)
-        errors = [error(search, step) for step in range(TRAINED, TRAINED + 3)]
-        shares = [share(search, step) for step in range(TRAINED, TRAINED + 3)]
+        terms = [second_order(search, step) for step in range(TRAINED, TRAINED + 3)]
     first = seconds["first-order"]
     ratios = {name: median(a / b for a, b in zip(each, first, strict=True)) for name, each in seconds.items()}
-    means = {f"{radius:g}": median(each[radius] for each in errors) for radius in RADII}
-    return {"ratios": ratios, "first_order_ms": 1000 * median(first), "errors": means, "share": median(shares)}
+    means = {f"{radius:g}": median(errors[radius] for _, errors in terms) for radius in RADII}
+    return {
+        "ratios": ratios,
+        "first_order_ms": 1000 * median(first),
+        "errors": means,
+        "share": median(share for share, _ in terms),
+    }
 
 
 def problem(search: BilevelSearch, step: int) -> Bilevel:
     return ArchitectureStep(search, step, search.progress(step)).problem()
 
 
-def error(search: BilevelSearch, step: int) -> dict[float, float]:
-    """Returns |unrolled - exact| / |exact - first part|: the error of the second-order term, relative to it."""
+def second_order(search: BilevelSearch, step: int) -> tuple[float, dict[float, float]]:
+    """Returns the second-order term's length beside the first-order gradient's, and errors by radius beside its own."""
     exact = flat(UnrolledExact().estimate(problem(search, step)))
     without = flat(UnrolledExact().estimate(replace(problem(search, step), lr=0.0)))
+    term = (exact - without).norm()
     found = {radius: flat(Unrolled(radius=radius).estimate(problem(search, step))) for radius in RADII}
-    return {radius: float((each - exact).norm() / (exact - without).norm()) for radius, each in found.items()}
-
-
-def share(search: BilevelSearch, step: int) -> float:
-    """Returns the length of the exact second-order term beside that of the first-order gradient."""
-    exact = flat(UnrolledExact().estimate(problem(search, step)))
-    without = flat(UnrolledExact().estimate(replace(problem(search, step), lr=0.0)))
-    return float((exact - without).norm() / without.norm())
+    errors = {radius: float((each - exact).norm() / term) for radius, each in found.items()}
+    return float(term / without.norm()), errors
 
 
 def flat(tables: list[torch.Tensor]) -> torch.Tensor:

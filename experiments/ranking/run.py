@@ -19,18 +19,19 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from scipy.stats import kendalltau, spearmanr
 
 from nas.benchmarks import Benchmark, Table
 from nas.derivation import discretise, sample, uniform
 from nas.files import read_json, write_json
 from nas.randomness import generator
+from nas.runs.compare.statistics import t_interval
 from nas.runs.derive import load_search
 from nas.runs.folder import Run
-from nas.runs.gap import kendall
 from nas.runs.pipeline import configure, execute, retrain
+from nas.runs.ranking import rank_correlations
 from nas.runs.search import BilevelSearch
 from nas.runs.session import Session, session
+from nas.runs.statistics import kendall
 from nas.space import Genotype
 
 HERE = Path(__file__).parent
@@ -198,14 +199,10 @@ def truth_of(arguments: argparse.Namespace) -> list[float]:
 
 def ranks(accuracies: list[float], truth: list[float], best: float) -> dict[str, float]:
     """Returns Kendall's and Spearman's correlation, Kendall's among the better half, and the first cell's regret."""
-    better = sorted(range(len(truth)), key=lambda place: truth[place])[len(truth) // 2 :]
+    found = rank_correlations(accuracies, truth)
     first = max(range(len(truth)), key=lambda place: accuracies[place])
-    return {
-        "tau": float(kendalltau(accuracies, truth).statistic),
-        "rho": float(spearmanr(accuracies, truth).statistic),
-        "better": float(kendalltau([accuracies[i] for i in better], [truth[i] for i in better]).statistic),
-        "regret": best - truth[first],
-    }
+    regret = best - truth[first]
+    return {"tau": found["tau"], "rho": found["spearman"], "better": found["top_half"]["tau"], "regret": regret}
 
 
 def summary(arguments: argparse.Namespace) -> str:
@@ -245,21 +242,11 @@ def _line(text: str, found: list[dict[str, float]], rows: list[dict[str, Any]]) 
         deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{mean(values):.{digits}f}{deviation}"
 
-    half = _half_width([each["tau"] for each in found])
-    centre = mean(each["tau"] for each in found)
-    interval = f"{centre - half:.2f} to {centre + half:.2f}" if half is not None else "one seed"
+    known = t_interval([each["tau"] for each in found])
+    interval = f"{known[0]:.2f} to {known[1]:.2f}" if known else "one seed"
     seconds = f"{mean(row['train_seconds'] for row in rows):.0f}"
     cells = [text, both("tau"), interval, both("rho"), both("better"), both("regret", 1), seconds]
     return f"| {' | '.join(cells)} |"
-
-
-def _half_width(values: list[float]) -> float | None:
-    """Returns half of the 95% interval of the mean by Student's t."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None
-    return float(t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5)
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from nas.derivation import sample, uniform
 from nas.files import read_json, write_json
 from nas.randomness import generator
 from nas.runs.folder import Run
-from nas.runs.gap import spread
 from nas.runs.pipeline import configure, execute, retrain
+from nas.runs.statistics import spread
 from nas.selection import Selection
 from nas.selectors import Selector
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.derivation import discretise
+from nas.derivation import derivable, discretise
 from nas.selection import Selection
 from nas.space import Cell, Genotype, SearchSpace, Task
 from nas.supernet import Network
@@ -119,22 +119,12 @@ def chances(cell: Cell, probabilities: Tensor) -> Tensor:
     """Returns how often each candidate is in a sampled genotype, (E, K)."""
     if cell.retain is None:
         return probabilities
-    allowed = allowed_candidates(cell)
+    allowed = derivable(cell)
     kept = torch.where(allowed, probabilities, 0.0)
     total = kept.sum(-1, keepdim=True)
     # An edge that is all `none` is drawn from nothing.
     even = allowed / allowed.sum(-1, keepdim=True)
     return _retained(cell) * torch.where(total > 0, kept / total.clamp_min(torch.finfo(kept.dtype).tiny), even)
-
-
-@lru_cache(maxsize=64)
-def allowed_candidates(cell: Cell) -> Tensor:
-    """Returns which candidates a genotype may have, (E, K) boolean: no `none` where nodes retain some in-edges."""
-    barred = torch.zeros_like(cell.mask)
-    for e, edge in enumerate(cell.edges):
-        if cell.retain is not None and "none" in edge.operations and len(edge.operations) > 1:
-            barred[e, edge.operations.index("none")] = True
-    return cell.mask & ~barred
 
 
 @lru_cache(maxsize=64)
@@ -148,7 +138,7 @@ def bounds(costs: Costs, cells: Mapping[str, Cell], *, closing: bool = False) ->
     """Returns the least and the largest cost of a genotype; `closing`: any edge may be left out."""
     least = most = float(costs.fixed)
     for name, cell in cells.items():
-        allowed, table = allowed_candidates(cell), costs.cells[name]
+        allowed, table = derivable(cell), costs.cells[name]
         low = torch.where(allowed, table, torch.inf).amin(-1)
         high = torch.where(allowed, table, -torch.inf).amax(-1)
         for node in cell.order:

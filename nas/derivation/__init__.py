@@ -5,7 +5,7 @@
 """
 
 from nas.derivation.base import Derivation, Judge, Masks, Quality
-from nas.derivation.genotypes import discretise, sample, strongest, uniform
+from nas.derivation.genotypes import derivable, discretise, sample, strongest, uniform
 from nas.derivation.learned import Argmax, Darts
 from nas.derivation.sampled import Sampled
 
@@ -17,6 +17,7 @@ __all__ = [
     "Masks",
     "Quality",
     "Sampled",
+    "derivable",
     "discretise",
     "sample",
     "strongest",

@@ -65,10 +65,3 @@ class Derivation(ABC):
             judge: Answers about the supernet; each answer costs a measurement.
             generator: Source of randomness, for rules that draw.
         """
-
-
-def at_least(config: object, least: int, *names: str) -> None:
-    """Raises ValueError unless these settings of a rule are at least `least`."""
-    for name in names:
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")

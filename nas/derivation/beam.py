@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from nas.derivation.base import Derivation, Judge, Masks, at_least
+from nas.derivation.base import Derivation, Judge, Masks
 from nas.derivation.restriction import Place, allowed, crowded, decided, left, only, undecided, without
+from nas.errors import require_at_least
 from nas.space import Genotype, SearchSpace
 
 
@@ -26,7 +27,7 @@ class Beam(Derivation):
     decisions: int = 5
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "width", "decisions")
+        require_at_least(self, 1, "width", "decisions")
 
     def derive(
         self, space: SearchSpace, probabilities: Mapping[str, Tensor], judge: Judge, generator: Generator

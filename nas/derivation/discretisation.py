@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from nas.derivation.base import Derivation, Judge, Masks, Quality, at_least
+from nas.derivation.base import Derivation, Judge, Masks, Quality
 from nas.derivation.restriction import Place, allowed, crowded, decided, left, only, thinned, undecided
+from nas.errors import require_at_least
 from nas.space import Genotype, SearchSpace
 
 
@@ -28,7 +29,7 @@ class DiscretisationLoss(Derivation):
     decisions: int = 5
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "decisions")
+        require_at_least(self, 1, "decisions")
 
     def derive(
         self, space: SearchSpace, probabilities: Mapping[str, Tensor], judge: Judge, generator: Generator

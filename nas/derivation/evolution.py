@@ -7,9 +7,10 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
-from nas.derivation.base import Derivation, Judge, at_least
+from nas.derivation.base import Derivation, Judge
 from nas.derivation.genotypes import sample
 from nas.derivation.restriction import allowed, left
+from nas.errors import require_at_least
 from nas.space import Cell, Choice, Genotype, SearchSpace
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class Evolution(Derivation):
     mutation: float = 0.1
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "evaluations", "population", "parents")
+        require_at_least(self, 1, "evaluations", "population", "parents")
         if not 0 < self.mutation <= 1:
             raise ValueError(f"mutation must be above 0 and at most 1, got {self.mutation:g}")
 

@@ -1,6 +1,7 @@
 """Genotypes from tables of scores or probabilities, and the selections that discretise a supernet to a genotype."""
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
@@ -8,7 +9,7 @@ from torch import Generator, Tensor
 from nas.errors import ConfigError
 from nas.estimators import gumbel_noise
 from nas.selection import Selection
-from nas.space import Choice, Genotype, SearchSpace
+from nas.space import Cell, Choice, Genotype, SearchSpace
 
 
 def strongest(
@@ -70,10 +71,7 @@ def sample(space: SearchSpace, probabilities: Mapping[str, Tensor], generator: G
         if cell.retain is None:
             noisy[name] = table + noise
             continue
-        excluded = ~cell.mask
-        for e, edge in enumerate(cell.edges):
-            for k, operation in enumerate(edge.operations):
-                excluded[e, k] = operation == "none" and len(edge.operations) > 1
+        excluded = ~derivable(cell)
         # Of an edge that is left nothing but `none`, as by a sparse selector, the others are worth the same.
         hopeless = (table.masked_fill(excluded, -torch.inf) == -torch.inf).all(-1, keepdim=True)
         perturbed = torch.where(hopeless, noise, table + noise).masked_fill(excluded, -torch.inf)
@@ -81,6 +79,19 @@ def sample(space: SearchSpace, probabilities: Mapping[str, Tensor], generator: G
         noisy[name] = torch.where(chosen, torch.rand(len(cell.edges), 1, generator=generator), -1.0)
     left_out = {name: table.amax(-1, keepdim=True) == 0 for name, table in probabilities.items()}
     return strongest(space, {name: table.masked_fill(left_out[name], 0.0) for name, table in noisy.items()})
+
+
+@lru_cache(maxsize=64)
+def derivable(cell: Cell) -> Tensor:
+    """Returns which candidates `sample` may draw, (E, K) boolean: no `none` where nodes retain some in-edges.
+
+    An edge that offers nothing else keeps it.
+    """
+    found = cell.mask.clone()
+    for e, edge in enumerate(cell.edges):
+        if cell.retain is not None and "none" in edge.operations and len(edge.operations) > 1:
+            found[e, edge.operations.index("none")] = False
+    return found
 
 
 def uniform(space: SearchSpace) -> dict[str, Tensor]:

@@ -8,8 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
-from nas.derivation.base import Derivation, Judge, Masks, Quality, at_least
+from nas.derivation.base import Derivation, Judge, Masks, Quality
 from nas.derivation.restriction import Place, allowed, crowded, decided, left, only, thinned, undecided, without
+from nas.errors import require_at_least
 from nas.space import Genotype, SearchSpace
 
 T = TypeVar("T")
@@ -34,8 +35,8 @@ class Perturbation(Derivation):
     decisions: int = 5
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "tune")
-        at_least(self, 1, "decisions")
+        require_at_least(self, 0, "tune")
+        require_at_least(self, 1, "decisions")
 
     def derive(
         self, space: SearchSpace, probabilities: Mapping[str, Tensor], judge: Judge, generator: Generator

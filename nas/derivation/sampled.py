@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-from nas.derivation.base import Derivation, Judge, at_least
+from nas.derivation.base import Derivation, Judge
 from nas.derivation.genotypes import sample
+from nas.errors import require_at_least
 from nas.space import Genotype, SearchSpace
 
 
@@ -21,7 +22,7 @@ class Sampled(Derivation):
     samples: int = 50
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "samples")
+        require_at_least(self, 1, "samples")
 
     def derive(
         self, space: SearchSpace, probabilities: Mapping[str, Tensor], judge: Judge, generator: Generator

@@ -5,8 +5,8 @@ from typing import Any
 
 from nas.report.results import print_json
 from nas.report.tables import show
-from nas.runs.compare.comparison import NONE_SHOWN
-from nas.runs.compare.statistics import CONFIDENCE
+from nas.runs.compare.comparison import NONE_SHOWN, in_short
+from nas.runs.statistics import CONFIDENCE
 from nas.runs.sweep.plan import Planned
 from nas.runs.sweep.work import finished
 
@@ -117,7 +117,7 @@ def show_plan(planned: Sequence[Planned], as_json: bool) -> None:
             each.name,
             each.kind,
             str(each.seed),
-            " ".join(f"{key}={_written(value)}" for key, value in each.settings.items()),
+            " ".join(f"{key}={in_short(value)}" for key, value in each.settings.items()),
             "done" if ready else "to do",
         )
         for each, ready in zip(planned, done, strict=True)
@@ -148,10 +148,3 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 def _p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.0005 else f"{p:.0e}"
-
-
-def _written(value: object) -> str:
-    """Returns a value, of a list of parts their names, as comparisons are labelled."""
-    if not isinstance(value, list):
-        return str(value)
-    return "+".join(part["name"] if isinstance(part, dict) else str(part) for part in value) or "none"

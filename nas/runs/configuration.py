@@ -7,6 +7,7 @@ from nas.benchmarks import Benchmark
 from nas.cost import Cost
 from nas.data import Dataset, Digits
 from nas.derivation import Derivation
+from nas.errors import require_at_least
 from nas.hypergradients import FirstOrder, Hypergradient
 from nas.runs.modifiers import Modifier
 from nas.runs.optimizers import SGD, Adam, Optimizer
@@ -17,12 +18,6 @@ from nas.selectors.softmax import Softmax
 from nas.space import SearchSpace
 from nas.supernet.backends import Backend, Precision
 from nas.tracking import Tracking
-
-
-def _at_least(config: object, least: float, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least:g}, got {getattr(config, name):g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +56,8 @@ class Search:
     watch: Watch = Watch()
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "epochs", "batch_size", "evaluate_every", "decisions")
-        _at_least(self, 0, "clip")
+        require_at_least(self, 1, "epochs", "batch_size", "evaluate_every", "decisions")
+        require_at_least(self, 0, "clip")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be at least 0 and below 1, got {self.warmup:g}")
         kinds = [registry.name_of(Modifier.registry, type(each)) for each in self.modifiers]
@@ -108,8 +103,8 @@ class Retrain:
     cutout: bool = True
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "epochs", "batch_size", "seeds")
-        _at_least(self, 0, "clip", "auxiliary_weight", *([] if self.seed is None else ["seed"]))
+        require_at_least(self, 1, "epochs", "batch_size", "seeds")
+        require_at_least(self, 0, "clip", "auxiliary_weight", *([] if self.seed is None else ["seed"]))
         self.drop_path.require("drop_path", lambda value: 0 <= value < 1, "at least 0 and below 1")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {self.label_smoothing:g}")
@@ -128,7 +123,7 @@ class Evaluation:
     calibration_batches: int = 4
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "batch_size", "calibration_batches")
+        require_at_least(self, 1, "batch_size", "calibration_batches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +141,8 @@ class Gap:
     ranked: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "decisions")
-        _at_least(self, 0, "random", "ranked")
+        require_at_least(self, 1, "decisions")
+        require_at_least(self, 0, "random", "ranked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +212,7 @@ class Config:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "threads", "seed", "checkpoint_seconds")
+        require_at_least(self, 0, "threads", "seed", "checkpoint_seconds")
         if self.derive is not None and self.derive.follows_logits and not self.selector.learns:
             name = registry.name_of(Derivation.registry, type(self.derive))
             raise ValueError(f"derive must measure for a selector that learns no logits, got {name}; use sampled")

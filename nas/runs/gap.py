@@ -18,13 +18,11 @@ from nas.runs.configuration import Config
 from nas.runs.cost import cost_rows, keeps_target
 from nas.runs.derive import load_search
 from nas.runs.folder import PRODUCTS
-from nas.runs.ranking import random_genotypes as random_genotypes
-from nas.runs.ranking import rank_supernet
+from nas.runs.ranking import random_genotypes, rank_supernet
 from nas.runs.retrain import retrain_genotype
 from nas.runs.search import BilevelSearch
 from nas.runs.session import Session
-from nas.runs.statistics import kendall as kendall
-from nas.runs.statistics import spread as spread
+from nas.runs.statistics import kendall, spread
 from nas.space import Genotype
 
 

@@ -89,14 +89,12 @@ class Session:
         """Returns a progress bar."""
         return Progress(total, title, start, self.quiet)
 
-    def raise_if_stopped(self, where: str) -> None:
-        """Raises Interrupted if a signal asked for a stop."""
+    def raise_if_stopped(self, where: str, then: str | None = None) -> None:
+        """Raises Interrupted if a signal asked for a stop; `then` is what became of the work, None if all is saved."""
         if self.stop.requested is not None:
             name = signal.Signals(self.stop.requested).name
-            raise Interrupted(
-                f"stopped by {name} {where}; everything is saved, go on with: nas resume {self.folder}",
-                self.stop.requested,
-            )
+            then = then or f"everything is saved, go on with: nas resume {self.folder}"
+            raise Interrupted(f"stopped by {name} {where}; {then}", self.stop.requested)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`nas bench --latency-table`: how long each candidate takes in the derived network, and how well that adds up."""
 
 import math
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from nas.cost.candidates import Costs
 from nas.cost.latency import FORMAT, named, setting_of
 from nas.derivation import sample, uniform
-from nas.errors import ConfigError, Interrupted
+from nas.errors import ConfigError
 from nas.files import write_json
 from nas.randomness import generator
 from nas.runs.bench.clock import measure
@@ -155,7 +154,7 @@ def _candidates(
     handles = []
     for mixed in network.mixed_cells:
         for e, (edge, candidates) in enumerate(zip(mixed.cell.edges, mixed.candidates, strict=True)):
-            stride = mixed.stride if edge.source < mixed.cell.inputs else 1
+            stride = mixed.stride_of(e)
             for k, (operation, candidate) in enumerate(zip(edge.operations, candidates, strict=True)):
 
                 def watch(
@@ -194,7 +193,7 @@ def _rounds(actions: Sequence[Callable[[], object]], work: Session, rounds: int,
                     taken[place].append(seconds)
                 else:
                     calls[place] = min(MOST_CALLS, max(1, math.ceil(LONG_ENOUGH / max(seconds, 1e-9))))
-                _raise_if_stopped(work)
+                work.raise_if_stopped("while measuring", "no table was written")
             bar.update(turn + 1)
     return taken
 
@@ -205,9 +204,3 @@ def _repeated(action: Callable[[], object], calls: int) -> Callable[[], None]:
             action()
 
     return repeated
-
-
-def _raise_if_stopped(work: Session) -> None:
-    if work.stop.requested is not None:
-        name = signal.Signals(work.stop.requested).name
-        raise Interrupted(f"stopped by {name}; no table was written", work.stop.requested)

@@ -151,15 +151,15 @@ def _text(group: Group, key: str, alike: Sequence[Group]) -> str:
     """Returns a group's value: in short if that tells apart all values that groups have, otherwise as JSON."""
     values = [each.config[key] for each in alike if key in each.config]
     whole = {json.dumps(value, sort_keys=True) for value in values}
-    enough = len({*map(_short, values)}) == len(whole)
-    return _short(group.config[key]) if enough else json.dumps(group.config[key], sort_keys=True)
+    enough = len({*map(in_short, values)}) == len(whole)
+    return in_short(group.config[key]) if enough else json.dumps(group.config[key], sort_keys=True)
 
 
-def _short(value: object) -> str:
+def in_short(value: object) -> str:
     """Returns a value, of a list of parts their names."""
-    if isinstance(value, list) and all(isinstance(part, dict) and "name" in part for part in value):
-        return "+".join(part["name"] for part in value) or "none"
-    return str(value)
+    if not isinstance(value, list) or not all(isinstance(part, str) or "name" in part for part in value):
+        return str(value)
+    return "+".join(part if isinstance(part, str) else part["name"] for part in value) or "none"
 
 
 def _parts(groups: Iterable[Group], part: str) -> set[str]:

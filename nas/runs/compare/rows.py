@@ -1,12 +1,12 @@
 """What runs left, as rows to compare: from sweep folders, and from plain run folders."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from nas.config import to_tree
+from nas.config import leaves, to_tree
 from nas.errors import CheckpointError, DataError
 from nas.files import read_json
 from nas.runs.configuration import Config
@@ -194,14 +194,6 @@ def _meaning(config: Config, kind: Kind) -> dict[str, object]:
     left_out = NEUTRAL if kind == "search" else (*NEUTRAL, *SEARCH_ONLY)
     return {
         path: value
-        for path, value in _leaves(to_tree(config))
+        for path, value in leaves(to_tree(config))
         if not any(path == part or path.startswith(f"{part}.") for part in left_out)
     }
-
-
-def _leaves(tree: Mapping[str, object], above: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CONFIDENCE = 0.95
+from nas.runs.statistics import CONFIDENCE
+
 LEVEL = 0.05
 """Corrected p below which a difference counts as shown."""
 

@@ -1,6 +1,5 @@
 """One diagnosis: supernet, exact gradient, and every selector's estimates of it, at initial and at trained weights."""
 
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ import torch
 
 from nas.architecture import Architecture
 from nas.config import to_tree
-from nas.errors import ConfigError, Interrupted
+from nas.errors import ConfigError
 from nas.randomness import generator, seed_global, seed_of
 from nas.runs.bench.measure import machine_of
 from nas.runs.bench.rounds import clock_of
@@ -206,8 +205,6 @@ def _counted(work: Session, total: int, title: str) -> Iterator[Tick]:
             nonlocal done
             done += 1
             bar.update(done)
-            if work.stop.requested is not None:
-                name = signal.Signals(work.stop.requested).name
-                raise Interrupted(f"stopped by {name} during: {title}; nothing is kept", work.stop.requested)
+            work.raise_if_stopped(f"during: {title}", "nothing is kept")
 
         yield tick
