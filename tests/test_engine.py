@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas import ops
@@ -14,7 +15,7 @@ from nas.randomness import generator as keyed
 from nas.registry import load, names
 from nas.selection import Selection
 from nas.space import Cell, CellSlot, Edge, Task
-from nas.supernet import MixedCell, Network, reference
+from nas.supernet import MixedCell, Network, layout, reference
 from nas.supernet.backends import choose
 
 CPU = torch.device("cpu")
@@ -63,14 +64,15 @@ def buffers(network: nn.Module) -> dict[str, Tensor]:
 
 def run(network: Network, images: Tensor, selections, *, weights: bool, logits: bool) -> dict[str, Tensor]:
     """Returns scores and every gradient of a random function of them, and the statistics afterwards."""
-    images = images.clone().requires_grad_()
+    device = next(network.parameters()).device
+    images = images.to(device, copy=True).requires_grad_()
     network.requires_grad_(weights)
-    leaves = {name: s.at_leaves(CPU) for name, s in selections.items()} if logits else selections
+    leaves = {name: s.at_leaves(device) if logits else s.to(device) for name, s in selections.items()}
     torch.manual_seed(0)
     output = network(images, leaves)
     scores = torch.stack([output.scores, *output.auxiliary])
     factor = torch.randn(scores.shape, generator=keyed(0, "factor"), dtype=scores.dtype)
-    (scores * factor).sum().backward()
+    (scores * factor.to(device)).sum().backward()
     values = {"scores": scores.detach(), **buffers(network)}
     if images.grad is not None:  # a decision may cut them off
         values["images"] = images.grad
@@ -83,7 +85,7 @@ def run(network: Network, images: Tensor, selections, *, weights: bool, logits: 
             value = getattr(leaf, part)
             if value is not None and value.grad is not None:
                 values[f"{part} {name}"] = value.grad
-    return values
+    return {name: value.cpu() for name, value in values.items()}
 
 
 def select(space, selector, seed: int, *, gradient: bool):
@@ -101,18 +103,44 @@ def select(space, selector, seed: int, *, gradient: bool):
 def same_noise(noise: ops.Noise, x: Tensor) -> Tensor:
     """Noise whenever it is drawn: probes draw theirs in the backward, where each backend has an order of its own."""
     shape = ops.zeros(x, noise.channels, noise.stride).shape
-    return torch.randn(shape, generator=keyed(0, "noise"), dtype=x.dtype)
+    return torch.randn(shape, generator=keyed(0, "noise"), dtype=x.dtype).to(x.device)
 
 
 @pytest.mark.parametrize(("space", "selector"), ROWS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_backend_agrees_with_the_reference_in_both_steps(backend, space, selector, monkeypatch):
+    assert_both_steps_agree(backend, space, selector, CPU, monkeypatch)
+
+
+@pytest.mark.parametrize("selector", ["softmax", "st-gs", "uniform"])
+@pytest.mark.parametrize("space", names("nas.search_spaces"))
+def test_aten_agrees_with_the_channels_first_as_on_gpus(space, selector, monkeypatch):
+    def pool(x: Tensor, *more, **settings) -> Tensor:
+        assert x.is_contiguous()
+        return average(x, *more, **settings)
+
+    average = F.avg_pool2d
+    monkeypatch.setattr(F, "avg_pool2d", pool)
+    monkeypatch.setattr(layout, "CHANNELS_LAST", ())
+    assert_both_steps_agree("aten", space, selector, CPU, monkeypatch)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("space", "selector"), ROWS)
+@pytest.mark.parametrize("backend", ["reference", "aten", "auto"])
+def test_on_a_gpu_a_backend_agrees_with_the_reference_on_a_cpu(backend, space, selector, monkeypatch):
+    assert_both_steps_agree(backend, space, selector, torch.device("cuda"), monkeypatch)
+
+
+def assert_both_steps_agree(backend, space, selector, device, monkeypatch):
     monkeypatch.setattr(ops.Noise, "forward", same_noise)
     described, chosen = space_of(space), load("nas.selectors", selector)()
     torch.manual_seed(1)
     plain = Network(described, TASK, searching=True).double()
     fast = copy.deepcopy(plain)
-    fast.run, fast.fast = choose(backend, CPU), True
+    fast = fast.to(device)
+    fast.run = choose(backend, device)
+    fast.fast = fast.run is not reference.run_cell
     images = torch.randn(3, 3, TASK.height, TASK.width, generator=keyed(0, "images"), dtype=torch.float64)
     for seed, logits in ((0, False), (1, chosen.learns), (2, False)):
         selections = select(described, chosen, seed, gradient=logits)

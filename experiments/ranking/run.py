@@ -39,11 +39,6 @@ ROWS = HERE / "results"
 SEEDS = (0, 1, 2)
 CELLS = 200
 STEPS_PER_EPOCH, BATCH = 160, 64
-RETRAINED, SHARE = 80, 10
-"""Cells retrained from scratch for the ceiling, the first ones; so many in one task."""
-
-FIRST = ("short", "length", "annealed", "kept", "higher")
-"""Settings that are trained first."""
 
 PASSES = 4000
 """Forward and backward passes of weight steps in a setting that says nothing else."""
@@ -86,18 +81,42 @@ SETTINGS = {
         setting("score-cv", passes=2400, search={"warmup": 0.5}),
     ),
 }
+PUBLISHED_SIZE = {"space": {"channels": 16, "cells_per_stage": 5}, "data": "large"}
+SETTINGS |= {
+    "published-darts": (
+        "published size, uniform, rate 0.025 annealed (DARTS's)",
+        setting(lr=PUBLISHED, **PUBLISHED_SIZE),
+    ),
+    "published": ("published size, uniform, rate 0.1 annealed", setting(lr=ANNEALED, **PUBLISHED_SIZE)),
+    "published-long": (
+        "published size, uniform, rate 0.1 annealed, 8,000 passes",
+        setting(lr=ANNEALED, passes=8000, **PUBLISHED_SIZE),
+    ),
+    "published-fair": ("published size, fair paths, rate 0.1 annealed", setting(lr=ANNEALED, **FAIR, **PUBLISHED_SIZE)),
+    "published-softmax": (
+        "published size, softmax, 1,280 passes of all candidates, rate 0.1 annealed",
+        setting("softmax", lr=ANNEALED, passes=1280, **PUBLISHED_SIZE),
+    ),
+}
+RETRAINED = {
+    "ceiling": ("3 epochs, accuracy on `select`", 40, 10, "select", {}),
+    "ceiling-long": ("12 epochs", 40, 2, "test", {"retrain": {"epochs": 12}}),
+    "ceiling-published": ("published size, 3 epochs", 40, 2, "test", PUBLISHED_SIZE),
+}
+"""What it is; how many of the cells, the first ones; how many in one task; accuracy on what; further settings."""
 
 
-def configuration(name: str, seed: int, arguments: argparse.Namespace) -> Any:
-    more = dict(SETTINGS[name][1])
+def configuration(further: Mapping[str, Any], seed: int, arguments: argparse.Namespace) -> Any:
+    more = dict(further)
     space = {"name": "nas-bench-201", "channels": 8, "cells_per_stage": 1, **more.pop("space", {})}
-    search = {"batch_size": BATCH, "evaluate_every": 1000, **more.pop("search")}
+    search = {"batch_size": BATCH, "evaluate_every": 1000, **more.pop("search", {})}
+    data = arguments.large if more.pop("data", "small") == "large" else arguments.data
     return configure(
         space=space,
         search=search,
         dataset={
             "name": "npz",
-            "path": arguments.data,
+            "path": data,
             "limit": STEPS_PER_EPOCH * BATCH,
             "select_fraction": 0.04,
         },
@@ -109,11 +128,13 @@ def configuration(name: str, seed: int, arguments: argparse.Namespace) -> Any:
             "optimizer": {"lr": {"start": 0.1}},
             "drop_path": 0.0,  # networks this small learn nothing more that must be held back
             "cutout": False,
+            **more.pop("retrain", {}),
         },
         evaluation={"calibration_batches": 2},
         benchmark={"path": arguments.table},
         tracking={"wandb": "disabled"},
         threads=1,
+        device=arguments.device,
         **more,
     )
 
@@ -139,7 +160,7 @@ def stale(search: BilevelSearch, work: Session, genotype: Genotype) -> float:
 
 def supernet_row(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains a supernet and measures every cell with its weights; the seconds are CPU time of this process."""
-    config = configuration(name, seed, arguments)
+    config = configuration(SETTINGS[name][1], seed, arguments)
     run = Run.begin(Path(arguments.runs) / f"{name}-{seed}", config)
     started = time.process_time()
     execute(run, ["search"], quiet=True)
@@ -159,14 +180,14 @@ def supernet_row(name: str, seed: int, arguments: argparse.Namespace) -> dict[st
     return row
 
 
-def ceiling_row(part: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def ceiling_row(name: str, part: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Retrains a share of the cells from scratch."""
-    config = configuration("short", 0, arguments)
-    cells = cells_of(config)[SHARE * part : SHARE * (part + 1)]
+    _, _, share, split, further = RETRAINED[name]
+    config = configuration(further, 0, arguments)
     folder, found, started = Path(arguments.runs), [], time.process_time()
-    for number, cell in enumerate(cells):
-        result = retrain(cell, out=folder / f"cell-{part}-{number}", quiet=True, config=config)[0]
-        found.append(result.select)
+    for place in range(share * part, share * (part + 1)):
+        result = retrain(cells_of(config)[place], out=folder / f"{name}-{place}", quiet=True, config=config)[0]
+        found.append(getattr(result, split))
     return {"accuracies": found, "train_seconds": round(time.process_time() - started, 1)}
 
 
@@ -174,16 +195,16 @@ def work_on(task: tuple[str, int], arguments: argparse.Namespace) -> str:
     name, number = task
     path = ROWS / f"{name}-{number}.json"
     if not path.is_file():
-        row = ceiling_row(number, arguments) if name == "ceiling" else supernet_row(name, number, arguments)
-        write_json(path, {"setting": name, "number": number, **row})
+        make = ceiling_row if name in RETRAINED else supernet_row
+        write_json(path, {"setting": name, "number": number, **make(name, number, arguments)})
     return path.stem
 
 
 def run_all(arguments: argparse.Namespace) -> None:
-    first = [name for name in SETTINGS if name in FIRST]
-    tasks = [(name, seed) for seed in SEEDS for name in first]
-    tasks += [("ceiling", part) for part in range(RETRAINED // SHARE)]
-    tasks += [(name, seed) for seed in SEEDS for name in SETTINGS if name not in first]
+    tasks = [(name, part) for name, (_, cells, share, *_) in RETRAINED.items() for part in range(cells // share)]
+    tasks += [(name, seed) for seed in SEEDS for name in SETTINGS]
+    if arguments.only:
+        tasks = [task for name in arguments.only.split(",") for task in tasks if task[0] == name]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.processes, mp_context=context) as pool:
         waiting = [pool.submit(work_on, task, arguments) for task in tasks]
@@ -192,7 +213,7 @@ def run_all(arguments: argparse.Namespace) -> None:
 
 
 def truth_of(arguments: argparse.Namespace) -> list[float]:
-    config = configuration("short", 0, arguments)
+    config = configuration({}, 0, arguments)
     table = Table(Benchmark(path=arguments.table))
     return [table.entry(config.space, cell).test for cell in cells_of(config)]
 
@@ -222,18 +243,23 @@ def summary(arguments: argparse.Namespace) -> str:
         found = [row for row in rows if row["setting"] == name.partition("/")[0] and column in row]
         if found:
             lines.append(_line(text, [ranks(row[column], truth, best) for row in found], found))
-    parts = sorted((row for row in rows if row["setting"] == "ceiling"), key=lambda row: row["number"])
-    if parts:
-        accuracies = [value for row in parts for value in row["accuracies"]]
-        tau = kendall(accuracies, truth[: len(accuracies)])
-        found = ranks(accuracies, truth[: len(accuracies)], best)
-        low, high = tau["interval"]
-        lines.append(
-            f"| every cell retrained from scratch, 3 epochs ({len(accuracies)} cells, once) | {tau['tau']:.2f} | "
-            f"{low:.2f} to {high:.2f} | {found['rho']:.2f} | {found['better']:.2f} | {found['regret']:.1f} | "
-            f"{sum(row['train_seconds'] for row in parts):.0f} |"
-        )
+    for name, (text, *_) in RETRAINED.items():
+        parts = sorted((row for row in rows if row["setting"] == name), key=lambda row: row["number"])
+        if parts:
+            lines.append(_ceiling_line(text, parts, truth, best))
     return "\n".join(lines)
+
+
+def _ceiling_line(text: str, parts: list[dict[str, Any]], truth: list[float], best: float) -> str:
+    accuracies = [value for row in parts for value in row["accuracies"]]
+    known = [truth[len(row["accuracies"]) * row["number"] + i] for row in parts for i in range(len(row["accuracies"]))]
+    found = ranks(accuracies, known, best)
+    low, high = kendall(accuracies, known)["interval"]
+    return (
+        f"| every cell retrained from scratch, {text} ({len(accuracies)} cells, once) | {found['tau']:.2f} | "
+        f"{low:.2f} to {high:.2f} | {found['rho']:.2f} | {found['better']:.2f} | {found['regret']:.1f} | "
+        f"{sum(row['train_seconds'] for row in parts):.0f} |"
+    )
 
 
 def _line(text: str, found: list[dict[str, float]], rows: list[dict[str, Any]]) -> str:
@@ -254,6 +280,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=str(beside / "cifar10-16x16.npz"))
     parser.add_argument("--table", default=str(beside / "nasbench201.npz"))
+    parser.add_argument("--large", default="cifar10-32x32.npz", help="the same images at 32x32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="settings, with commas, in this order; all others wait")
     parser.add_argument("--runs", default="runs/ranking")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()

@@ -20,6 +20,7 @@ from nas.runs.configuration import Config
 from nas.runs.evaluation import Evaluator
 from nas.space import Task
 from nas.status import Status, lock
+from nas.supernet import reference
 from nas.supernet.backends import choose
 from nas.tracking import Tracker
 
@@ -54,7 +55,7 @@ class Session:
         """How the configuration asks for networks to be run: further arguments of `Network`."""
         engine = self.config.engine
         run = choose(engine.backend, self.device, engine.precision)
-        return {"run": run, "fast": engine.backend != "reference"}
+        return {"run": run, "fast": run is not reference.run_cell}
 
     @cached_property
     def task(self) -> Task:

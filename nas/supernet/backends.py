@@ -23,12 +23,14 @@ def choose(backend: str, device: torch.device, precision: str = "float32") -> Ru
 
     Args:
         backend: `reference` is plain, `aten` is made of stock torch operations, `native` has kernels of its own for
-            CPUs, `auto` is `native` on a CPU and `aten` elsewhere. Where `native` cannot run, it is `aten`.
+            CPUs, `auto` is the fastest: `native` on a CPU, `reference` elsewhere. Where `native` cannot run, it is
+            `aten`.
         device: Where the network is.
         precision: `bfloat16` rounds the factors of dense convolutions to 8 bits (a relative error of up to 2^-9 each),
             and needs `aten`; depthwise convolutions, statistics and sums stay in float32.
     """
-    if backend == "reference":
+    plain = backend == "auto" and device.type != "cpu" and precision == "float32"
+    if backend == "reference" or plain:
         return reference.run_cell
     if backend == "aten" or device.type != "cpu" or precision == "bfloat16":
         from nas.supernet import aten

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from nas.errors import ConfigError
 from nas.selection import Selection
 from nas.space import Auxiliary, CellSlot, SearchSpace, Task
 from nas.supernet.cell import MixedCell
+from nas.supernet.layout import arranged
 from nas.supernet.plan import block
 from nas.supernet.reference import run_cell
 
@@ -94,7 +94,7 @@ class Network(nn.Module):
                 for name, selection in selections.items()
             }
         if self.fast:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = arranged(images)
         history: list[Tensor] = [images]
         heads: list[Tensor] = []
         for index in sorted([*self.layers, *(self.auxiliary if self.training else [])], key=int):

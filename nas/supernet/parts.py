@@ -13,6 +13,7 @@ from nas.ops import zeros
 from nas.selection import Selection
 from nas.space import Cell, CellSlot, Edge
 from nas.supernet.cell import MixedCell
+from nas.supernet.layout import arranged
 from nas.supernet.plan import block
 from nas.supernet.reference import passed_by, shuffled
 
@@ -48,7 +49,7 @@ def run_in_parts(run: RunCell, cell: MixedCell, inputs: Sequence[Tensor], select
     if known is None:
         known = _known[cell] = [block(before) for before in cell.preprocess], _parts(cell)
     blocks, parts = known
-    nodes = {i: x.contiguous(memory_format=torch.channels_last) for i, x in enumerate(inputs)}
+    nodes = {i: arranged(x) for i, x in enumerate(inputs)}
     for i, (before, module) in enumerate(zip(blocks, cell.preprocess, strict=True)):
         whole = None if before is None else run(before, [nodes[i]], Selection.everything(before.cell))
         nodes[i] = module(nodes[i]) if whole is None else whole
@@ -62,7 +63,7 @@ def run_in_parts(run: RunCell, cell: MixedCell, inputs: Sequence[Tensor], select
             if any(own.paths):
                 for i in part.sources:
                     if i not in seen:
-                        seen[i] = nodes[i][:, :few].contiguous(memory_format=torch.channels_last)
+                        seen[i] = arranged(nodes[i][:, :few])
                 vars(part.cell).update(training=cell.training, drop_path=cell.drop_path)
                 sums.append(run(part.cell, [seen[i] for i in part.sources], own))
         running = [e for part in parts[node] for e in part.edges if selection.paths[e]]

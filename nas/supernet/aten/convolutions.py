@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.supernet.layout import arranged
+
 _backward = torch.ops.aten.convolution_backward
 
 
@@ -32,7 +34,7 @@ def depthwise_backward(
     (stride, _), (dilation, _), (padding, _) = conv.stride, conv.dilation, _sides(conv)
     if stride == dilation > 1 and padding % dilation == 0:
         # It reads only pixels whose row and column are multiples of the dilation.
-        read = _channels_last(x[:, :, ::dilation, ::dilation])
+        read = arranged(x[:, :, ::dilation, ::dilation])
         of_read = _input_gradient(g, read, weight, 1, 1, padding // dilation) if wanted[0] else None
         of_weight = _weight_gradient(g, read, weight, 1, padding // dilation) if wanted[1] else None
         if of_read is None:
@@ -87,7 +89,7 @@ def _columns(x: Tensor, firsts: Sequence[int], width: int, padding: int) -> Iter
         return
     for first in firsts:
         left = padding - first
-        yield _channels_last(F.pad(x, (left, width - left - given)))
+        yield arranged(F.pad(x, (left, width - left - given)))
 
 
 def _library(
@@ -141,7 +143,7 @@ def dense_backward(
     of_weights = []
     for i, part in enumerate(torch.split(g, [weight.shape[0] for weight in weights], 1)):
         need = (wanted[0], wanted[1 + i])
-        of_x, of_weight = _dense_backward(_channels_last(part), _shift(x, i), weights[i], convs[i], half, need)
+        of_x, of_weight = _dense_backward(arranged(part), _shift(x, i), weights[i], convs[i], half, need)
         of_weights.append(of_weight)
         if of_x is not None:
             total = of_x if total is None else total + _shift(of_x, -i)
@@ -153,7 +155,7 @@ def _dense(x: Tensor, weight: Tensor, conv: nn.Conv2d, half: torch.dtype | None)
         return _dense(x.to(half), weight.to(half), conv, None).to(x.dtype)
     if not _pointwise(conv):
         return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation)
-    return (_strided(x, conv.stride[0]).permute(0, 2, 3, 1) @ weight.flatten(1).t()).permute(0, 3, 1, 2)
+    return arranged((_strided(x, conv.stride[0]).permute(0, 2, 3, 1) @ weight.flatten(1).t()).permute(0, 3, 1, 2))
 
 
 def _dense_backward(
@@ -197,7 +199,3 @@ def _shift(x: Tensor, by: int) -> Tensor:
 
 def _strided(x: Tensor, stride: int) -> Tensor:
     return x if stride == 1 else x[:, :, ::stride, ::stride]
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from nas.ops import kept, zeros
 from nas.selection import Selection
-from nas.supernet.aten.node import LAST, Node
+from nas.supernet.aten.node import Node
 from nas.supernet.aten.probes import Shared, pool_key, pool_of, probe
 from nas.supernet.aten.stages import parameters
 from nas.supernet.aten.terms import Job, Term
 from nas.supernet.cell import MixedCell
+from nas.supernet.layout import arranged
 from nas.supernet.parts import run_in_parts
 from nas.supernet.plan import Candidate, Chain, Identity, Nothing, Opaque, Pool, plan
 
@@ -82,7 +83,7 @@ class _Run:
 
     def read_input(self, i: int, x: Tensor) -> None:
         """Makes input i a state."""
-        x = x.to(torch.float32 if self.half else x.dtype).contiguous(memory_format=LAST)
+        x = arranged(x.to(torch.float32 if self.half else x.dtype))
         total = _Sum()
         candidate = self.plan.preprocess[i]
         known = Opaque(self.cell.preprocess[i]) if isinstance(candidate, Nothing) else candidate
@@ -102,7 +103,7 @@ class _Run:
                     if term is not None:
                         term.keep = mask.div_(1.0 - self.cell.drop_path)
         if not total.terms:
-            blank = zeros(self.states[0], self.cell.channels, self.cell.stride).contiguous(memory_format=LAST)
+            blank = arranged(zeros(self.states[0], self.cell.channels, self.cell.stride))
             if not edges or (selection.weights is None and selection.offset is None):
                 self.states[node] = blank
                 return
@@ -124,7 +125,7 @@ class _Run:
             if key not in self.shared:
                 self.shared[key] = pool_of(candidate, x)
             return total.add(place, key, self.shared[key], candidate.norm)
-        y = candidate.module(x).to(x.dtype).contiguous(memory_format=LAST)
+        y = arranged(candidate.module(arranged(x)).to(x.dtype))
         return total.add(place, (source, *place), y)
 
     def _run(self, total: _Sum, weights: Tensor | None, offset: Tensor | None, edges: Sequence[int] = ()) -> Tensor:

@@ -17,8 +17,7 @@ from nas.supernet.aten.backward import Backward
 from nas.supernet.aten.norms import Moments, affine, moments, statistics
 from nas.supernet.aten.stages import activate, chain
 from nas.supernet.aten.terms import Job, Term, Total, parameters_of, rows_of
-
-LAST = torch.channels_last
+from nas.supernet.layout import arranged
 
 
 class Node(torch.autograd.Function):
@@ -88,7 +87,7 @@ class Node(torch.autograd.Function):
         of_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
         of_offset = None
         with without_autocast(g):
-            g = g.contiguous(memory_format=LAST)
+            g = arranged(g)
             run = Backward(job, saved, ctx.count, iter(ctx.batches), ctx.needs_input_grad[3:], of_weights)
             run.rows = rows_of(job, None if weights is None else weights.unsqueeze(-1).repeat(1, 1, g.shape[1]), g)
             for _, terms in groupby(job.terms, lambda term: term.edge):

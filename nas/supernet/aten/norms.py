@@ -103,6 +103,9 @@ def norm_backward(
     """
     mean, spread, batch = found
     running, saved = ((None, None), (mean, spread)) if batch else ((mean, spread), (None, None))
+    if z.device.type != "cpu":  # there the operation needs all of them, whatever it uses
+        scale = torch.ones_like(mean) if scale is None else scale
+        saved = saved if batch else (mean, (spread + eps).rsqrt_())
     of_z, of_scale, of_shift = torch.ops.aten.native_batch_norm_backward(
         g, z, scale, *running, *saved, batch, eps, [wanted, True, True]
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nas.supernet.aten.norms import Moments, moments, norm_backward, statistics
 from nas.supernet.aten.stages import activate, chain, parameters, split
+from nas.supernet.layout import arranged
 from nas.supernet.plan import Candidate, Chain, Identity, Nothing, Pool, Stage
 from nas.supernet.statistics import untouched_statistics
 
@@ -55,7 +56,7 @@ def pool_of(pool: Pool, x: Tensor) -> Tensor:
     if pool.kind == "max":
         y: Tensor = _MaxPool.apply(x, pool.kernel, pool.stride, pool.padding)
         return y
-    return F.avg_pool2d(x, pool.kernel, pool.stride, pool.padding, count_include_pad=False)
+    return F.avg_pool2d(arranged(x), pool.kernel, pool.stride, pool.padding, count_include_pad=False)
 
 
 class _MaxPool(torch.autograd.Function):
@@ -74,7 +75,7 @@ class _MaxPool(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         x, places = ctx.saved_tensors
-        g = g.contiguous(memory_format=torch.channels_last)
+        g = arranged(g)
         of_x = torch.ops.aten.max_pool2d_with_indices_backward(g, x, *ctx.settings, places.long())
         return of_x, None, None, None
 
