@@ -6,7 +6,7 @@ from torch import Tensor
 CHANNELS_LAST = ("cpu",)
 """Devices whose convolutions are faster with the channels last.
 
-Not on GPUs: torch 2.11's padded `avg_pool2d` with `count_include_pad=False` has a wrong gradient there for that order.
+Not on GPUs: a padded `avg_pool2d` has a wrong gradient there for that order (pytorch#188344; seen with torch 2.11).
 """
 
 
