@@ -526,6 +526,14 @@ def test_a_row_of_another_genotype_than_the_run_has_now_does_not_count(tmp_path)
     assert gather([tmp_path]).missing == ["a"]
 
 
+def test_a_run_of_a_sweep_that_has_only_begun_is_not_done_yet(tmp_path):
+    make(tmp_path / "a")
+    for product in ("gap.json", "genotype.json"):
+        (tmp_path / "a" / product).unlink()
+    planned(tmp_path, "a")
+    assert gather([tmp_path]).missing == ["a"]
+
+
 def test_many_pairs_are_cut_short_for_a_reader_but_for_those_with_a_difference(capsys, draws):
     alike = {name: draws.normal(80, 1, 4).tolist() for name in "abcdefg"}
     far = (draws.normal(0, 0.01, 4) + 9).tolist()

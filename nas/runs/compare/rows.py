@@ -119,7 +119,10 @@ def read_row(run: Run) -> Row | None:
     """Returns what a run found; None if it has no result, or one of another genotype than it has now."""
     path = run.folder / ROW
     written = read_json(path) if path.is_file() and not failure(run.folder) else None
-    report, genotype = run.gap(), run.genotype()
+    report = run.gap()
+    if report is None and written is None:
+        return None
+    genotype = run.genotype()
     same = written is not None and written["genotype"] == run.config.space.format(genotype)
     if report is None and not same:
         return None
