@@ -229,6 +229,17 @@ def test_an_accuracy_is_as_it_was_and_the_likelihood_of_a_network_that_overflows
     assert evaluator.quality(search.network, decision, "select")[0].log_likelihood == -torch.inf
 
 
+def test_measurements_see_images_without_the_augmentation_of_training(work):
+    plain, varied = (
+        work(selector="st-gs", dataset={"limit": 200, "augmentation": each}) for each in ({}, {"crop": 4, "flip": True})
+    )
+    varied.network.load_state_dict(plain.network.state_dict())
+    decision = plain.decide(1.0, "test")
+    qualities = [each.session.evaluator.quality(each.network, decision, "select", "test") for each in (plain, varied)]
+    assert qualities[0] == qualities[1]
+    assert not torch.equal(plain.train.batch(0)[0], varied.train.batch(0)[0])
+
+
 def test_each_split_serves_its_purpose_only(work, monkeypatch):
     search = work(selector="st-gs", dataset={"limit": 200})
     splits = search.session.splits

@@ -56,6 +56,7 @@ def setting(
     return {"selector": selector, "search": {**search, **more.pop("search", {})}, **more}
 
 
+DEEP = {"space": {"cells_per_stage": 3}}
 FAIR = {"modifiers": ["fair-paths"], "each": 5}
 SETTINGS = {
     "short": ("uniform, 1,600 passes, rate 0.025 annealed (DARTS's)", setting(lr=PUBLISHED, passes=1600)),
@@ -78,8 +79,8 @@ SETTINGS = {
         "uniform with dropout on skips, rate 0.1 annealed",
         setting(lr=ANNEALED, modifiers=["skip-dropout"]),
     ),
-    "wide": ("uniform, 16 channels, rate 0.1 annealed", setting(lr=ANNEALED, space={"channels": 16})),
-    "deep": ("uniform, 3 cells per stage, rate 0.1 annealed", setting(lr=ANNEALED, space={"cells_per_stage": 3})),
+    "deep": ("uniform, 3 cells per stage, rate 0.1 annealed", setting(lr=ANNEALED, **DEEP)),
+    "deep-fair": ("fair paths, 3 cells per stage, rate 0.1 annealed", setting(lr=ANNEALED, **FAIR, **DEEP)),
     "softmax": ("softmax, 2,000 passes of all candidates, rate 0.1 kept", setting("softmax", passes=2000)),
     "st-gs": ("st-gs, 2,400 passes, rate 0.1 kept", setting("st-gs", passes=2400)),
     "score-cv": ("score-cv, 2,400 passes, rate 0.1 kept", setting("score-cv", passes=2400)),
@@ -107,6 +108,7 @@ SETTINGS |= {
 }
 RETRAINED = {
     "ceiling": ("3 epochs, accuracy on `select`", 40, 10, "select", {}),
+    "ceiling-deep": ("3 cells per stage, 3 epochs", 40, 2, "test", DEEP),
     "ceiling-long": ("12 epochs", 40, 2, "test", {"retrain": {"epochs": 12}}),
     "ceiling-published": ("published size, 3 epochs", 40, 2, "test", PUBLISHED_SIZE),
 }

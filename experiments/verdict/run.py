@@ -1,0 +1,239 @@
+"""What a user can conclude: cures of collapse and selectors against random search at equal cost (see README.md).
+
+Run it again to go on after a stop. Needs CIFAR-10 at 16x16 and the NAS-Bench-201 table as npz files; the paths are
+arguments.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from nas.files import read_json, write_json
+from nas.runs.compare.comparison import compare
+from nas.runs.compare.rows import ROW, Gathered, gather
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+NAS = Path(sys.executable).with_name("nas")
+
+COMMON = {
+    "dataset.limit": 5120,
+    "dataset.select_fraction": 0.04,
+    "search.batch_size": 64,
+    "search.evaluate_every": 10,
+    "evaluation.calibration_batches": 2,
+    "retrain.epochs": 2,
+    "retrain.seeds": 1,
+    "retrain.optimizer.lr": "{name: cosine, start: 0.1, end: 0}",
+    "retrain.drop_path": 0.0,
+    "retrain.cutout": False,
+    "tracking.wandb": "disabled",
+    "threads": 1,
+}
+SMALL = {"space.channels": 8, "space.cells_per_stage": 1}
+FAST = {"search.logits.lr": 0.03}
+"""Logits fast enough that a search of minutes goes as far as one of a day."""
+
+CURES = "search.modifiers=[],beta-decay,perturbed-weights"
+CELLS = {"space.channels": 8, "space.depth": 3, "search.epochs": 24, **FAST}
+SWEEPS: Mapping[str, tuple[str, Sequence[str], Mapping[str, object], str]] = {
+    "cures": (
+        "NAS-Bench-201, 5,120 steps",
+        ["--space", "nas-bench-201", "--selectors", "softmax", "--vary", CURES, "--seeds", "4", "--no-retrain"],
+        {**SMALL, **FAST, "search.epochs": 64},
+        "regret",
+    ),
+    "s2": (
+        "S2, 1,920 steps",
+        ["--space", "darts-s2", "--selectors", "softmax", "--vary", CURES, "--seeds", "3"],
+        CELLS,
+        "parameter_free",
+    ),
+    "s4": (
+        "S4, 1,920 steps",
+        ["--space", "darts-s4", "--selectors", "softmax", "--vary", CURES, "--seeds", "3"],
+        CELLS,
+        "parameter_free",
+    ),
+    "selectors": (
+        "NAS-Bench-201, 1,600 steps",
+        ["--space", "nas-bench-201", "--selectors", "softmax,st-gs,gdas,score-cv,relax,uniform", "--seeds", "3"],
+        {**SMALL, "search.epochs": 20, "retrain.epochs": 3},
+        "regret",
+    ),
+}
+"""Title, arguments, settings, and by what the runs are compared; all of them share `COMMON`."""
+
+
+def begin(name: str, arguments: argparse.Namespace) -> None:
+    """Runs a sweep, or what is left of it."""
+    _, asked, settings, metric = SWEEPS[name]
+    command = [str(NAS), "sweep", *asked, "--dataset", arguments.data, "--out", str(folder(name, arguments))]
+    command += ["--benchmark", arguments.table] if metric == "regret" else []
+    command += ["--workers", str(arguments.workers)]
+    for key, value in {**COMMON, **settings}.items():
+        command += ["--set", f"{key}={json.dumps(value) if isinstance(value, bool) else value}"]
+    subprocess.run(command, check=True)
+
+
+def folder(name: str, arguments: argparse.Namespace) -> Path:
+    return Path(arguments.runs) / name
+
+
+def collect(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what a sweep showed: comparisons by each metric, signals of the watch, curves, and CPU hours."""
+    gathered = gather([folder(name, arguments)])
+    metrics = ["regret", "parameter_free", "supernet", "retrained"]
+    known = [metric for metric in metrics if any(metric in row.metrics for row in gathered.rows)]
+    return {
+        "comparisons": {metric: compare(gathered, metric) for metric in known},
+        "watch": dict(watched(gathered)),
+        "curves": dict(curves(gathered)),
+        "cpu_hours": sum(sum(read_json(row.folder / ROW)["seconds"].values()) for row in gathered.rows) / 3600,
+    }
+
+
+def _label(row: Any) -> str:
+    modifiers = row.config.get("search.modifiers") or []
+    names = "+".join(each if isinstance(each, str) else each["name"] for each in modifiers) or "none"
+    return f"{row.config['selector.name']} {names}"
+
+
+def watched(gathered: Gathered) -> Iterator[tuple[str, list[int | None]]]:
+    """Yields for each group the epoch in which the share without parameters first fired, by seed; None for never."""
+    found: dict[str, list[int | None]] = {}
+    for row in sorted(gathered.rows, key=lambda row: row.seed):
+        if row.kind == "search":
+            fired = read_json(row.folder / "search.json")["watch"]["fired"]
+            epochs = [each["epoch"] for each in fired if each["signal"] == "parameter_free"]
+            found.setdefault(_label(row), []).append(min(epochs, default=None))
+    yield from found.items()
+
+
+def curves(gathered: Gathered) -> Iterator[tuple[str, list[list[float]]]]:
+    """Yields for each group, by seed, the share without parameters of the most probable genotype after each epoch."""
+    found: dict[str, list[list[float]]] = {}
+    for row in sorted(gathered.rows, key=lambda row: row.seed):
+        if row.kind == "search":
+            lines = map(json.loads, (row.folder / "metrics.jsonl").read_text().splitlines())
+            shares = [line["watch/parameter_free"] for line in lines if "watch/parameter_free" in line]
+            found.setdefault(_label(row), []).append([round(share, 3) for share in shares])
+    yield from found.items()
+
+
+def table(name: str) -> str:
+    """Returns a sweep's rows, and what was shown, as Markdown."""
+    title, _, _, metric = SWEEPS[name]
+    found = read_json(RESULTS / f"{name}.json")
+    by_metric = found["comparisons"]
+    main, watch = by_metric[metric], found["watch"]
+    more = [each for each in by_metric if each != metric]
+    columns = ["", "N", _words(metric), "95% interval", "each seed", *map(_words, more), "watch fired", "CPU s"]
+    lines = [f"### {title}", "", f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+    for row in main["rows"]:
+        others = [next((r for r in by_metric[each]["rows"] if r["label"] == row["label"]), None) for each in more]
+        key = row["label"].replace("search.modifiers=", "")
+        fired = watch.get(key, watch.get(f"{key} none"))
+        cells = [
+            row["label"].replace("search.modifiers=", ""),
+            str(row["n"]),
+            _spread(row),
+            _interval(row["interval"]),
+            ", ".join(f"{value:.1f}" for value in row["values"]),
+            *("" if other is None else _spread(other) for other in others),
+            "" if fired is None else f"{sum(each is not None for each in fired)} of {len(fired)}",
+            f"{row['search_seconds']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *_statements(main), f"CPU hours of the sweep: {found['cpu_hours']:.1f}."]
+    return "\n".join(lines).replace("search.modifiers=", "")
+
+
+def _words(metric: str) -> str:
+    words = {"regret": "table regret, points", "parameter_free": "edges without parameters, %"}
+    return words.get(metric, f"{metric}, % on `select`")
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    if row["mean"] is None:
+        return ""
+    return f"{row['mean']:.1f}" + ("" if row["deviation"] is None else f" ± {row['deviation']:.1f}")
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.1f} to {ends[1]:.1f}"
+
+
+def _statements(found: Mapping[str, Any]) -> list[str]:
+    """Returns the pairs with the smallest p, and the verdict on each search against the random baselines."""
+    pairs = sorted((pair for pair in found["pairs"] if pair["p"] is not None), key=lambda pair: float(pair["p"]))
+    lines = [
+        f"* {pair['first']} and {pair['second']}: {pair['difference']:+.1f}, p {pair['p']:.3f}, corrected for "
+        f"{len(pairs)} pairs {pair['corrected_p']:.3f}: {pair['statement']}"
+        for pair in pairs[:6]
+    ]
+    for verdict in found["verdicts"]:
+        limit = "" if verdict["detectable"] is None else f" (from {verdict['detectable']:.1f} on it would be)"
+        lines.append(f"* {verdict['label']} against {verdict['against']}: {verdict['verdict']}{limit}")
+    return [*lines, ""]
+
+
+def plot(names: Sequence[str]) -> None:
+    """Draws how the share without parameters grows, one panel for each sweep."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.4), sharey=True, squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for place, (label, runs) in enumerate(read_json(RESULTS / f"{name}.json")["curves"].items()):
+            colour = f"C{place}"
+            epochs = range(1, 1 + min(map(len, runs)))
+            for run in runs:
+                axis.plot(epochs, [100 * run[epoch - 1] for epoch in epochs], color=colour, alpha=0.25, linewidth=0.8)
+            average = [100 * mean(run[epoch - 1] for run in runs) for epoch in epochs]
+            axis.plot(epochs, average, color=colour, linewidth=2, label=label.removeprefix("softmax "))
+        axis.set_title(SWEEPS[name][0], fontsize=10)
+        axis.set_xlabel("epoch of 80 steps")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("edges without parameters, %")
+    axes[0][0].set_ylim(0, 102)
+    axes[0][-1].legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "drift.png", dpi=110)
+
+
+def main() -> None:
+    beside = Path(__file__).parents[2].parent / "shared" / "data"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default=str(beside / "cifar10-16x16.npz"))
+    parser.add_argument("--table", default=str(beside / "nasbench201.npz"))
+    parser.add_argument("--runs", default="runs/verdict")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", default=",".join(SWEEPS), help="sweeps, with commas, in this order")
+    arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    for name in arguments.only.split(","):
+        begin(name, arguments)
+        write_json(RESULTS / f"{name}.json", collect(name, arguments))
+    done = [name for name in SWEEPS if (RESULTS / f"{name}.json").is_file()]
+    text = "\n\n".join(map(table, done))
+    (HERE / "table.md").write_text(text + "\n")
+    plot([name for name in done if name != "selectors"])
+    machine = {"processor": platform.machine(), "cpus": os.cpu_count(), "torch": torch.__version__.partition("+")[0]}
+    (HERE / "machine.json").write_text(json.dumps(machine, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
