@@ -80,7 +80,7 @@ SETTINGS = {
         setting(lr=ANNEALED, modifiers=["skip-dropout"]),
     ),
     "deep": ("uniform, 3 cells per stage, rate 0.1 annealed", setting(lr=ANNEALED, **DEEP)),
-    "deep-fair": ("fair paths, 3 cells per stage, rate 0.1 annealed", setting(lr=ANNEALED, **FAIR, **DEEP)),
+    "wide": ("uniform, 16 channels, rate 0.1 annealed", setting(lr=ANNEALED, space={"channels": 16})),
     "softmax": ("softmax, 2,000 passes of all candidates, rate 0.1 kept", setting("softmax", passes=2000)),
     "st-gs": ("st-gs, 2,400 passes, rate 0.1 kept", setting("st-gs", passes=2400)),
     "score-cv": ("score-cv, 2,400 passes, rate 0.1 kept", setting("score-cv", passes=2400)),
@@ -108,8 +108,6 @@ SETTINGS |= {
 }
 RETRAINED = {
     "ceiling": ("3 epochs, accuracy on `select`", 40, 10, "select", {}),
-    "ceiling-deep": ("3 cells per stage, 3 epochs", 40, 2, "test", DEEP),
-    "ceiling-long": ("12 epochs", 40, 2, "test", {"retrain": {"epochs": 12}}),
     "ceiling-published": ("published size, 3 epochs", 40, 2, "test", PUBLISHED_SIZE),
 }
 """What it is; how many of the cells, the first ones; how many in one task; accuracy on what; further settings."""
