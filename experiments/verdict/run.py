@@ -16,6 +16,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from selectors_table import selectors_table
 
 from nas.files import read_json, write_json
 from nas.runs.compare.comparison import compare
@@ -48,7 +49,7 @@ CELLS = {"space.channels": 8, "space.depth": 3, "search.epochs": 20, **FAST}
 SWEEPS: Mapping[str, tuple[str, Sequence[str], Mapping[str, object], str]] = {
     "cures": (
         "NAS-Bench-201, 5,120 steps",
-        ["--space", "nas-bench-201", "--selectors", "softmax", "--vary", CURES, "--seeds", "4", "--no-retrain"],
+        ["--space", "nas-bench-201", "--selectors", "softmax", "--vary", CURES, "--seeds", "3", "--no-retrain"],
         {**SMALL, **FAST, "search.epochs": 64},
         "regret",
     ),
@@ -149,7 +150,9 @@ def table(name: str) -> str:
             f"{row['search_seconds']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *_statements(main), f"CPU hours of the sweep: {found['cpu_hours']:.1f}."]
+    shown = [by_metric[each] for each in dict.fromkeys([metric, "parameter_free"]) if each in by_metric]
+    lines += ["", *(line for each in shown for line in _statements(each))]
+    lines += [f"CPU hours of the sweep: {found['cpu_hours']:.1f}."]
     return "\n".join(lines).replace("search.modifiers=", "")
 
 
@@ -169,12 +172,16 @@ def _interval(ends: Sequence[float] | None) -> str:
 
 
 def _statements(found: Mapping[str, Any]) -> list[str]:
-    """Returns the pairs with the smallest p, and the verdict on each search against the random baselines."""
-    pairs = sorted((pair for pair in found["pairs"] if pair["p"] is not None), key=lambda pair: float(pair["p"]))
-    lines = [
-        f"* {pair['first']} and {pair['second']}: {pair['difference']:+.1f}, p {pair['p']:.3f}, corrected for "
-        f"{len(pairs)} pairs {pair['corrected_p']:.3f}: {pair['statement']}"
-        for pair in pairs[:6]
+    """Returns the differences between searches, and the verdict on each search against the random baselines."""
+    baselines = {row["label"] for row in found["rows"] if row["baseline"]}
+    pairs = [
+        pair for pair in found["pairs"] if pair["p"] is not None and not {pair["first"], pair["second"]} & baselines
+    ]
+    lines = [f"Differences of {_words(found['metric'])}; p, and p corrected for all {found['comparisons']} pairs:", ""]
+    lines += [
+        f"* {pair['first']} and {pair['second']}: {pair['difference']:+.1f}; {pair['p']:.3f}, "
+        f"{pair['corrected_p']:.3f}: {pair['statement']}"
+        for pair in sorted(pairs, key=lambda pair: float(pair["p"]))
     ]
     for verdict in found["verdicts"]:
         limit = "" if verdict["detectable"] is None else f" (from {verdict['detectable']:.1f} on it would be)"
@@ -191,7 +198,7 @@ def plot(names: Sequence[str]) -> None:
 
     figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.4), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        for place, (label, runs) in enumerate(read_json(RESULTS / f"{name}.json")["curves"].items()):
+        for place, (label, runs) in enumerate(sorted(read_json(RESULTS / f"{name}.json")["curves"].items())):
             colour = f"C{place}"
             epochs = range(1, 1 + min(map(len, runs)))
             for run in runs:
@@ -203,7 +210,7 @@ def plot(names: Sequence[str]) -> None:
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("edges without parameters, %")
     axes[0][0].set_ylim(0, 102)
-    axes[0][-1].legend(frameon=False, fontsize=9)
+    axes[0][-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.tight_layout()
     figure.savefig(RESULTS / "drift.png", dpi=110)
 
@@ -222,7 +229,7 @@ def main() -> None:
         begin(name, arguments)
         write_json(RESULTS / f"{name}.json", collect(name, arguments))
     done = [name for name in SWEEPS if (RESULTS / f"{name}.json").is_file()]
-    text = "\n\n".join(map(table, done))
+    text = "\n\n".join([*map(table, done), selectors_table(arguments)])
     (HERE / "table.md").write_text(text + "\n")
     plot(done)
     machine = {"processor": platform.machine(), "cpus": os.cpu_count(), "torch": torch.__version__.partition("+")[0]}

@@ -21,7 +21,7 @@ class Signal:
 SIGNALS = {
     "parameter_free": Signal(
         "{:.0%} of the edges of the most probable genotype hold candidates without parameters",
-        "search.modifiers with auxiliary-skip, partial-channels or perturbed-weights, fewer search.epochs, or a lower "
+        "search.modifiers with beta-decay, perturbed-weights or partial-channels, fewer search.epochs, or a lower "
         "search.logits.lr",
     ),
     "entropy": Signal(
