@@ -13,7 +13,7 @@ from nas.derivation import discretise
 from nas.errors import ConfigError, Interrupted
 from nas.runs.derive import load_search
 from nas.runs.pipeline import configure
-from nas.runs.ranking import random_genotypes, rank_correlations, rank_supernet
+from nas.runs.ranking import ENOUGH, describe_training, random_genotypes, rank_correlations, rank_supernet
 from nas.runs.session import session
 from nas.runs.statistics import kendall, spearman
 
@@ -174,3 +174,26 @@ def test_random_genotypes_of_two_keys_differ(work):
     first, second = random_genotypes(opened, 5), random_genotypes(opened, 5, "ranked genotypes")
     assert len({*first, *second}) > 5
     assert random_genotypes(opened, 5) == first
+
+
+@pytest.mark.parametrize(
+    ("selector", "modifiers", "each"),
+    [("uniform", [], 1 / 5), ("st-gs", [], 1 / 5), ("uniform", ["fair-paths"], 1), ("softmax", [], None)],
+)
+def test_a_supernet_of_sampled_paths_says_if_its_candidates_were_trained_too_little(
+    selector, modifiers, each, searching, monkeypatch
+):
+    search = searching("nas-bench-201", *modifiers, selector=selector)
+    if each is None:
+        assert describe_training(search) is None
+        return
+    assert f"trained for about {round(3 * each)} steps" in describe_training(search)
+    search.steps = int(ENOUGH / each)
+    assert describe_training(search) is None
+
+
+def test_a_derivation_by_inherited_accuracy_says_so(finished, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    nas.derive(folder, quiet=True, derive={"name": "sampled", "samples": 2})
+    assert "raise search.epochs" in caplog.text

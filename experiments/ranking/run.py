@@ -69,8 +69,13 @@ SETTINGS = {
         setting(modifiers=["weight-averaging"]),
     ),
     "annealed-long": ("uniform, rate 0.1 annealed, 12,000 passes", setting(lr=ANNEALED, passes=12000)),
+    "length-long": ("uniform, rate 0.025 annealed, 12,000 passes", setting(lr=PUBLISHED, passes=12000)),
     "fair": ("fair paths, rate 0.1 kept", setting(**FAIR)),
     "fair-annealed": ("fair paths, rate 0.1 annealed", setting(lr=ANNEALED, **FAIR)),
+    "fair-long": (
+        "fair paths, rate 0.1 annealed, 12,000 passes",
+        setting(lr=ANNEALED, passes=12000, **FAIR),
+    ),
     "sandwich": (
         "sandwich of 2 + 3 paths, rate 0.1 annealed",
         setting(lr=ANNEALED, modifiers=[{"name": "sandwich", "paths": 3}], each=5),
@@ -91,19 +96,10 @@ SETTINGS = {
 }
 PUBLISHED_SIZE = {"space": {"channels": 16, "cells_per_stage": 5}, "data": "large"}
 SETTINGS |= {
-    "published-darts": (
-        "published size, uniform, rate 0.025 annealed (DARTS's)",
-        setting(lr=PUBLISHED, **PUBLISHED_SIZE),
-    ),
     "published": ("published size, uniform, rate 0.1 annealed", setting(lr=ANNEALED, **PUBLISHED_SIZE)),
     "published-long": (
-        "published size, uniform, rate 0.1 annealed, 8,000 passes",
-        setting(lr=ANNEALED, passes=8000, **PUBLISHED_SIZE),
-    ),
-    "published-fair": ("published size, fair paths, rate 0.1 annealed", setting(lr=ANNEALED, **FAIR, **PUBLISHED_SIZE)),
-    "published-softmax": (
-        "published size, softmax, 1,280 passes of all candidates, rate 0.1 annealed",
-        setting("softmax", lr=ANNEALED, passes=1280, **PUBLISHED_SIZE),
+        "published size, uniform, rate 0.1 annealed, 12,000 passes",
+        setting(lr=ANNEALED, passes=12000, **PUBLISHED_SIZE),
     ),
 }
 RETRAINED = {
@@ -210,6 +206,9 @@ def work_on(task: tuple[str, int], arguments: argparse.Namespace) -> str:
 def run_all(arguments: argparse.Namespace) -> None:
     tasks = [(name, part) for name, (_, cells, share, *_) in RETRAINED.items() for part in range(cells // share)]
     tasks += [(name, seed) for seed in SEEDS for name in SETTINGS]
+    large = {name for name, (_, further) in SETTINGS.items() if "data" in further}
+    large |= {name for name, (*_, further) in RETRAINED.items() if "data" in further}
+    tasks = [task for task in tasks if arguments.large or task[0] not in large]
     if arguments.only:
         tasks = [task for name in arguments.only.split(",") for task in tasks if task[0] == name]
     context = multiprocessing.get_context("spawn")
@@ -287,7 +286,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=str(beside / "cifar10-16x16.npz"))
     parser.add_argument("--table", default=str(beside / "nasbench201.npz"))
-    parser.add_argument("--large", default="cifar10-32x32.npz", help="the same images at 32x32")
+    parser.add_argument("--large", help="the same images at 32x32, for the published size; wants a GPU")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="", help="settings, with commas, in this order; all others wait")
     parser.add_argument("--runs", default="runs/ranking")

@@ -45,7 +45,7 @@ FAST = {"search.logits.lr": 0.03}
 """Logits fast enough that a search of minutes goes as far as one of a day."""
 
 CURES = "search.modifiers=[],beta-decay,perturbed-weights"
-CELLS = {"space.channels": 8, "space.depth": 3, "search.epochs": 20, **FAST}
+CELLS = {"space.channels": 8, "space.depth": 3, "space.nodes": 2, **FAST}
 SWEEPS: Mapping[str, tuple[str, Sequence[str], Mapping[str, object], str]] = {
     "cures": (
         "NAS-Bench-201, 5,120 steps",
@@ -54,15 +54,15 @@ SWEEPS: Mapping[str, tuple[str, Sequence[str], Mapping[str, object], str]] = {
         "regret",
     ),
     "s2": (
-        "S2, 1,600 steps",
+        "S2, two nodes, 3,200 steps",
         ["--space", "darts-s2", "--selectors", "softmax", "--vary", CURES, "--seeds", "3"],
-        CELLS,
+        {**CELLS, "search.epochs": 40},
         "parameter_free",
     ),
     "s4": (
-        "S4, 1,600 steps",
+        "S4, two nodes, 1,120 steps",
         ["--space", "darts-s4", "--selectors", "softmax", "--vary", CURES, "--seeds", "3"],
-        CELLS,
+        {**CELLS, "search.epochs": 14},
         "parameter_free",
     ),
 }

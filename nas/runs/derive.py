@@ -1,5 +1,6 @@
 """Deciding a genotype from a finished search."""
 
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -21,11 +22,14 @@ from nas.runs.configuration import MEANING, Config
 from nas.runs.cost import within_target
 from nas.runs.folder import Run
 from nas.runs.judge import Examination
+from nas.runs.ranking import describe_training
 from nas.runs.search import BilevelSearch
 from nas.runs.session import Session, session
 from nas.runs.training import restore
 from nas.space import Genotype
 from nas.status import lock
+
+logger = logging.getLogger(__name__)
 
 COMPARISON = "derivations.json"
 
@@ -51,6 +55,8 @@ def derive_genotype(session: Session) -> Genotype:
     """Decides a genotype by the configured rule."""
     search, rule = load_search(session), session.config.derive or default_rule(session.config)
     name = registry.name_of(Derivation.registry, type(rule))
+    if not rule.follows_logits and (found := describe_training(search)):
+        logger.warning(found)
     session.status.update("derive", 0, 1, force=True)
     with session.progress(1, f"derive by {name}") as bar:
         examination = Examination(session, search, lambda: bar.update(0, measured=examination.measurements))

@@ -1,6 +1,6 @@
 """Does a supernet rank architectures as training them from scratch does? Asked of a table that knows the answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,13 +8,20 @@ import numpy as np
 from nas.benchmarks import Table
 from nas.derivation import discretise, sample, uniform
 from nas.randomness import generator
+from nas.runs.modifiers.base import Decision
 from nas.runs.search import BilevelSearch
 from nas.runs.session import Session
 from nas.runs.statistics import kendall, spearman
-from nas.space import Genotype
+from nas.space import Edge, Genotype
 
 TRIES = 10_000
 """Random genotypes that are drawn at least before none is found to keep a target."""
+
+ENOUGH = 2000
+"""Steps for each candidate below which sampled paths were seen to rank cells no better than chance, or upside down.
+
+In `experiments/ranking`, 320 and 800 were too few and 2,400 enough.
+"""
 
 
 def rank_supernet(session: Session, search: BilevelSearch, table: Table, count: int) -> dict[str, Any]:
@@ -54,6 +61,35 @@ def rank_correlations(inherited: list[float], published: list[float]) -> dict[st
     better = [pair for pair in zip(inherited, published, strict=True) if pair[1] >= middle]
     top = kendall([own for own, _ in better], [known for _, known in better])
     return {**kendall(inherited, published), "spearman": spearman(inherited, published), "top_half": top}
+
+
+def describe_training(search: BilevelSearch) -> str | None:
+    """Returns what a reader should know if inherited accuracies tell little; None where nothing speaks against them.
+
+    Known of sampled paths only: mixtures train every candidate in every step, but not as a path of its own.
+    """
+    decisions: list[Decision] = [search.decide(0.0, "train", 0)]
+    rows = [(len(paths), len(edge.operations)) for paths, edge in _edges(search, decisions[0])]
+    if all(count == offered for count, offered in rows) or not rows:
+        return None
+    for each in search.attached:
+        decisions = each.decisions(decisions, 0, 0.0)
+    share = sum(count / offered for count, offered in rows) / len(rows)
+    steps = round(search.steps * len(decisions) * share)
+    if steps >= ENOUGH:
+        return None
+    return (
+        f"each candidate was trained for about {steps} steps; with less than {ENOUGH} a supernet was seen to order "
+        "networks by chance or upside down: raise search.epochs (README: What the numbers say)"
+    )
+
+
+def _edges(search: BilevelSearch, decision: Decision) -> Iterator[tuple[tuple[int, ...], Edge]]:
+    """Yields what runs on each edge that has a choice, and the edge."""
+    for name, cell in search.architecture.cells.items():
+        for paths, edge in zip(decision[name].paths, cell.edges, strict=True):
+            if len(edge.operations) > 1:
+                yield paths, edge
 
 
 def random_genotypes(
