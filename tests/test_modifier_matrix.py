@@ -18,6 +18,7 @@ SOON = {
     "perturbed-weights": {"name": "perturbed-weights", "kind": "adversarial", "steps": 2},
     "lambda-darts": {"name": "lambda-darts", "weight": 0.1},
     "shrinking": {"name": "shrinking", "at": [0.4], "keep": [0.5]},
+    "weight-averaging": {"name": "weight-averaging", "begin": 0.3, "every": 1},
 }
 """Settings with which a modifier does something within a few steps."""
 
