@@ -599,7 +599,7 @@ def test_a_collapsing_search_is_warned_of_stopped_or_rolled_back(
     warnings = [record.getMessage() for record in caplog.records if "collapse watch" in record.getMessage()]
     assert len(warnings) == 1
     assert "collapse watch, epoch 3: 100% of the edges" in warnings[0]
-    assert "auxiliary-skip" in warnings[0]
+    assert "perturbed-weights" in warnings[0]
     saved = latest(folder / "checkpoints")
     assert saved.step == epochs * PER_EPOCH
     source = 2 * PER_EPOCH if action == "roll-back" else saved.step
