@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from selectors_table import selectors_table
 
 from nas.files import read_json, write_json
-from nas.runs.compare.comparison import compare
+from nas.runs.compare.comparison import compare, in_short
 from nas.runs.compare.rows import ROW, Gathered, gather
 
 HERE = Path(__file__).parent
@@ -92,38 +92,32 @@ def collect(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     known = [metric for metric in metrics if any(metric in row.metrics for row in gathered.rows)]
     return {
         "comparisons": {metric: compare(gathered, metric) for metric in known},
-        "watch": dict(watched(gathered)),
-        "curves": dict(curves(gathered)),
+        "watch": _by_label(gathered, fired),
+        "curves": _by_label(gathered, curve),
         "cpu_hours": sum(sum(read_json(row.folder / ROW)["seconds"].values()) for row in gathered.rows) / 3600,
     }
 
 
-def _label(row: Any) -> str:
-    modifiers = row.config.get("search.modifiers") or []
-    names = "+".join(each if isinstance(each, str) else each["name"] for each in modifiers) or "none"
-    return f"{row.config['selector.name']} {names}"
-
-
-def watched(gathered: Gathered) -> Iterator[tuple[str, list[int | None]]]:
-    """Yields for each group the epoch in which the share without parameters first fired, by seed; None for never."""
-    found: dict[str, list[int | None]] = {}
+def _by_label(gathered: Gathered, read: Callable[[Path], Any]) -> dict[str, list[Any]]:
+    """Returns what is read in the folders of each group of searches, by seed."""
+    found: dict[str, list[Any]] = {}
     for row in sorted(gathered.rows, key=lambda row: row.seed):
         if row.kind == "search":
-            fired = read_json(row.folder / "search.json")["watch"]["fired"]
-            epochs = [each["epoch"] for each in fired if each["signal"] == "parameter_free"]
-            found.setdefault(_label(row), []).append(min(epochs, default=None))
-    yield from found.items()
+            label = f"{row.config['selector.name']} {in_short(row.config['search.modifiers'])}"
+            found.setdefault(label, []).append(read(row.folder))
+    return found
 
 
-def curves(gathered: Gathered) -> Iterator[tuple[str, list[list[float]]]]:
-    """Yields for each group, by seed, the share without parameters of the most probable genotype after each epoch."""
-    found: dict[str, list[list[float]]] = {}
-    for row in sorted(gathered.rows, key=lambda row: row.seed):
-        if row.kind == "search":
-            lines = map(json.loads, (row.folder / "metrics.jsonl").read_text().splitlines())
-            shares = [line["watch/parameter_free"] for line in lines if "watch/parameter_free" in line]
-            found.setdefault(_label(row), []).append([round(share, 3) for share in shares])
-    yield from found.items()
+def fired(folder: Path) -> int | None:
+    """Returns the epoch in which the watch first fired for edges without parameters."""
+    signals = read_json(folder / "search.json")["watch"]["fired"]
+    return min((each["epoch"] for each in signals if each["signal"] == "parameter_free"), default=None)
+
+
+def curve(folder: Path) -> list[float]:
+    """Returns the share without parameters of the most probable genotype after each epoch."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [round(line["watch/parameter_free"], 3) for line in lines if "watch/parameter_free" in line]
 
 
 def table(name: str) -> str:
@@ -137,16 +131,16 @@ def table(name: str) -> str:
     lines = [f"### {title}", "", f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     for row in main["rows"]:
         others = [next((r for r in by_metric[each]["rows"] if r["label"] == row["label"]), None) for each in more]
-        key = row["label"].replace("search.modifiers=", "")
-        fired = watch.get(key, watch.get(f"{key} none"))
+        label = row["label"].replace("search.modifiers=", "")
+        epochs = watch.get(label)
         cells = [
-            row["label"].replace("search.modifiers=", ""),
+            label,
             str(row["n"]),
             _spread(row),
             _interval(row["interval"]),
             ", ".join(f"{value:.1f}" for value in row["values"]),
             *("" if other is None else _spread(other) for other in others),
-            "" if fired is None else f"{sum(each is not None for each in fired)} of {len(fired)}",
+            "" if epochs is None else f"{sum(each is not None for each in epochs)} of {len(epochs)}",
             f"{row['search_seconds']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")

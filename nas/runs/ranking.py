@@ -70,7 +70,7 @@ def describe_training(search: BilevelSearch) -> str | None:
     """
     decisions: list[Decision] = [search.decide(0.0, "train", 0)]
     rows = [(len(paths), len(edge.operations)) for paths, edge in _edges(search, decisions[0])]
-    if all(count == offered for count, offered in rows) or not rows:
+    if not search.selector.stochastic or all(count == offered for count, offered in rows):
         return None
     for each in search.attached:
         decisions = each.decisions(decisions, 0, 0.0)

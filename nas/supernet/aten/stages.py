@@ -1,4 +1,4 @@
-"""The stages of a candidate, forward and backward, as functions of channels-last tensors.
+"""The stages of a candidate, forward and backward, as functions of tensors that are `layout.arranged`.
 
 A chain of stages keeps only its raw convolution outputs: what batch norm and activation make of them, and what a
 depthwise convolution hands to the dense one behind it, is computed again in the backward.
