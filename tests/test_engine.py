@@ -311,6 +311,56 @@ def test_odd_shapes_and_unknown_modules_agree(backend, shape, channels, stride, 
     assert_agree(found, run_cell(reference.run_cell, plain, inputs, selection))
 
 
+def noisy_cell() -> MixedCell:
+    """Input 0 is read by noise and `none` alone; a derived cell that drops paths."""
+    operations = {"noise": lambda s: ops.Noise(s.channels, s.stride)} | {k: ODD[k] for k in ("none", "skip", "conv_3")}
+    every = tuple(operations)
+    edges = (Edge(0, 2, every[:2]), Edge(1, 2, every), Edge(0, 3, every[:1]), Edge(1, 3, every[1:]), Edge(2, 3, every))
+    cell = MixedCell(Cell(edges, (3,), inputs=2), CellSlot("noisy", 5, 2), operations, searching=False).double()
+    cell.drop_path = 0.4
+    return cell
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_noise_is_drawn_in_the_order_of_the_reference_and_gives_its_input_no_gradient(backend, caplog):
+    cell = noisy_cell()
+    x, y = (torch.randn(3, 5, 5, 6, generator=keyed(0, "x", i), dtype=torch.float64).requires_grad_() for i in (0, 1))
+    for selection in (
+        Selection.mixture(
+            torch.rand(5, 4, generator=keyed(1, "w"), dtype=torch.float64, requires_grad=True), cell.cell.mask
+        ),
+        Selection(((0,), (0, 2), (0,), (2,), (0,))),
+    ):
+        found = []
+        for run in (choose(backend, CPU), reference.run_cell):
+            own = copy.deepcopy(cell)
+            torch.manual_seed(0)
+            output = run(own, [x, y], selection)
+            after = torch.rand(3)
+            wanted = [x, y, *own.parameters(), *([] if selection.weights is None else [selection.weights])]
+            gradients = torch.autograd.grad(output.square().sum(), wanted, allow_unused=True)
+            values = {"output": output.detach(), "after": after} | dict(enumerate(gradients[1:]))
+            found.append({str(name): value for name, value in values.items() if value is not None})
+            assert gradients[0] is None or not gradients[0].any()
+        assert_agree(*found)
+    assert not caplog.records
+
+
+def test_native_leaves_probes_of_noise_to_aten_and_runs_weight_steps_itself(caplog, monkeypatch):
+    monkeypatch.setattr(ops.Noise, "forward", same_noise)
+    cell = noisy_cell()
+    cell.name, cell.drop_path = "noisy among probes", 0.0
+    inputs = [torch.randn(3, 5, 5, 6, generator=keyed(0, "x", i), dtype=torch.float64) for i in (0, 1)]
+    hard = torch.eye(4, dtype=torch.float64)[torch.tensor([0, 2, 0, 2, 0])]
+    weights = torch.rand(5, 4, dtype=torch.float64, requires_grad=True)
+    selection = Selection.single_path(hard + weights - weights.detach(), cell.cell.mask)
+    for part, said in ((selection.detach(), 0), (selection, 1)):
+        plain = copy.deepcopy(cell)
+        found = run_cell(choose("native", CPU), cell, inputs, part)
+        assert_agree(found, run_cell(reference.run_cell, plain, inputs, part))
+        assert len([r for r in caplog.records if "noisy among probes" in r.message]) == said
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_evaluation_and_untouched_statistics_agree(backend):
     from nas.supernet.statistics import untouched_statistics

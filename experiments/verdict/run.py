@@ -45,6 +45,7 @@ FAST = {"search.logits.lr": 0.03}
 """Logits fast enough that a search of minutes goes as far as one of a day."""
 
 CURES = "search.modifiers=[],beta-decay,perturbed-weights"
+MORE = f"{CURES},partial-channels,oles"
 CELLS = {"space.channels": 8, "space.depth": 3, "space.nodes": 2, **FAST}
 SWEEPS: Mapping[str, tuple[str, Sequence[str], Mapping[str, object], str]] = {
     "cures": (
@@ -55,14 +56,14 @@ SWEEPS: Mapping[str, tuple[str, Sequence[str], Mapping[str, object], str]] = {
     ),
     "s2": (
         "S2, two nodes, 3,200 steps",
-        ["--space", "darts-s2", "--selectors", "softmax", "--vary", CURES, "--seeds", "3"],
+        ["--space", "darts-s2", "--selectors", "softmax", "--vary", MORE, "--seeds", "3"],
         {**CELLS, "search.epochs": 40},
         "parameter_free",
     ),
     "s4": (
-        "S4, two nodes, 1,120 steps",
-        ["--space", "darts-s4", "--selectors", "softmax", "--vary", CURES, "--seeds", "3"],
-        {**CELLS, "search.epochs": 14},
+        "S4, two nodes, 3,200 steps",
+        ["--space", "darts-s4", "--selectors", "softmax", "--vary", MORE, "--seeds", "3"],
+        {**CELLS, "search.epochs": 40},
         "parameter_free",
     ),
 }

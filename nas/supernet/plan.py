@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from nas import ops
 from nas.ops import FactorizedReduce, InvertedResidual, ResidualReduction, Zero
 from nas.space import Cell, CellSlot, Edge
 from nas.supernet.cell import MixedCell
@@ -79,6 +80,11 @@ class Opaque:
 
 
 @dataclass(frozen=True, eq=False)
+class Noise(Opaque):
+    """A module that reads the shape of its input and nothing else of it."""
+
+
+@dataclass(frozen=True, eq=False)
 class Sum(Opaque):
     """A module that is the sum of chains; it may also be run as it is."""
 
@@ -129,7 +135,7 @@ def reached(cell: Cell, plan: Plan, paths: Sequence[Sequence[int]]) -> frozenset
     for node in reversed(cell.order):
         if node in found:
             for e in plan.in_edges[node]:
-                if any(not isinstance(plan.candidates[e][k], Nothing) for k in paths[e]):
+                if any(not isinstance(plan.candidates[e][k], Nothing | Noise) for k in paths[e]):
                     found.add(plan.sources[e])
     return frozenset(found)
 
@@ -143,6 +149,8 @@ def read(module: nn.Module) -> Candidate:
         return Identity()
     if kind is Zero:
         return Nothing()
+    if kind is ops.Noise:
+        return Noise(module)
     if isinstance(module, FactorizedReduce):
         return Chain((Stage("relu", None, (module.first, module.second), module.norm),))
     if isinstance(module, ResidualReduction):

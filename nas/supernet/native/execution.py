@@ -26,13 +26,14 @@ from nas.supernet.native.layout import (
     OUTPUT_GRADIENT,
     PARAMETER_GRADIENTS,
     SAVED,
+    SHIFT,
     TEMPORARY,
 )
 from nas.supernet.native.probes import Probes
 from nas.supernet.native.program import Program
 from nas.supernet.native.records import Signature
 from nas.supernet.parts import run_in_parts
-from nas.supernet.plan import Candidate, Chain, Identity, Opaque, Plan, Sum, plan, reached
+from nas.supernet.plan import Candidate, Chain, Identity, Noise, Opaque, Plan, Sum, plan, reached
 
 SHARED = 2**17
 """Numbers of an input from which on threads share the images; for less, waking them takes longer than they save."""
@@ -64,11 +65,11 @@ def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) ->
         if len(known.programs) >= PROGRAMS:
             del known.programs[next(iter(known.programs))]
         known.programs[signature] = program
-    factors = _factors(program, cell.drop_path, inputs[0]) if signature.factors else None
+    noises, factors = _draw(program, cell.drop_path, inputs[0])
     learned = [p for p, wanted in zip(parameters, signature.wanted, strict=True) if wanted]
     # What the decision cuts off has no gradient, not one of zeros, which would let momentum and weight decay act on it.
     read = [x if wanted else x.detach() for x, wanted in zip(inputs, signature.inputs, strict=True)]
-    output: Tensor = _Cell.apply(program, selection.weights, selection.offset, factors, *read, *learned)
+    output: Tensor = _Cell.apply(program, selection.weights, selection.offset, noises, factors, *read, *learned)
     return output
 
 
@@ -109,14 +110,12 @@ def _signature(
     parameters: Sequence[nn.Parameter],
 ) -> Signature:
     gradient, size = torch.is_grad_enabled(), inputs[0].element_size()
-    learned = [t for t in (selection.weights, selection.offset) if t is not None and t.requires_grad]
-    values = gradient and bool(learned)
     needed = reached(cell.cell, known.plan, selection.paths) if gradient else frozenset()
     reads = tuple(x.requires_grad and i in needed for i, x in enumerate(inputs))
     wanted = tuple(p.requires_grad and owner in needed for p, owner in zip(parameters, known.owners, strict=True))
     return Signature(
         paths=selection.paths,
-        probes=selection.probes if values and selection.weights is not None else (),
+        probes=_probes(selection),
         shapes=tuple(tuple(x.shape) for x in inputs),
         direct=tuple(_is_direct(x, size) for x in inputs),
         size=size,
@@ -126,7 +125,7 @@ def _signature(
         ),
         wanted=wanted,
         inputs=reads,
-        values=values,
+        values=_values(selection),
         offset=selection.offset is not None,
         factors=cell.training and cell.drop_path > 0,
         threads=min(torch.get_num_threads(), inputs[0].shape[0]) if inputs[0].numel() >= SHARED else 1,
@@ -138,10 +137,15 @@ def _is_direct(x: Tensor, size: int) -> bool:
     return x.shape[1] % unit(size) == 0 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _factors(program: Program, probability: float, x: Tensor) -> Tensor | None:
-    """Draws, for every candidate that may be dropped, what scales each sample, as the reference does."""
-    drawn = [kept(x, probability) for _ in range(program.factor_count)]
-    return torch.stack(drawn) / (1.0 - probability) if drawn else None
+def _draw(program: Program, probability: float, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
+    """Draws the noises, and what scales each sample of every candidate that may be dropped, as the reference does."""
+    noises, factors = [], []
+    for draw in program.draws:
+        if draw.noise is not None:
+            noises.append(draw.noise.module(x.new_empty(1).expand(len(x), *draw.reads)))
+        if draw.dropped:
+            factors.append(kept(x, probability))
+    return noises, torch.stack(factors) / (1.0 - probability) if factors else None
 
 
 def _obstacle(
@@ -157,8 +161,11 @@ def _obstacle(
         return "it needs images, and parameters that are contiguous"
     if not all(isinstance(before, Chain | Identity) for before in known.preprocess):
         return f"it preprocesses by convolutions only (cell {cell.name!r})"
+    probes = _probes(selection)
     for e, candidates in enumerate(known.candidates):
-        for k in (*selection.paths[e], *(selection.probes[e] if selection.probes else ())):
+        for k in (*selection.paths[e], *(probes[e] if probes else ())):
+            if probes and isinstance(candidates[k], Noise):
+                return f"it does not probe where there is noise (cell {cell.name!r})"
             if _is_unknown(candidates[k]):
                 rows = zip(cell.cell.edges, known.candidates, strict=True)
                 pairs = [pair for edge, row in rows for pair in zip(edge.operations, row, strict=True)]
@@ -168,7 +175,18 @@ def _obstacle(
 
 
 def _is_unknown(candidate: Candidate) -> bool:
-    return isinstance(candidate, Opaque) and not isinstance(candidate, Sum)
+    return isinstance(candidate, Opaque) and not isinstance(candidate, Sum | Noise)
+
+
+def _values(selection: Selection) -> bool:
+    """Returns whether the gradient of a decision is wanted."""
+    learned = [t for t in (selection.weights, selection.offset) if t is not None and t.requires_grad]
+    return torch.is_grad_enabled() and bool(learned)
+
+
+def _probes(selection: Selection) -> tuple[tuple[int, ...], ...]:
+    """Returns the candidates to probe, by edge; empty if none's gradient is wanted."""
+    return selection.probes if selection.weights is not None and _values(selection) else ()
 
 
 @cache
@@ -185,6 +203,7 @@ class _Cell(torch.autograd.Function):
         program: Program,
         weights: Tensor | None,
         offset: Tensor | None,
+        noises: Sequence[Tensor],
         factors: Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:
@@ -200,6 +219,7 @@ class _Cell(torch.autograd.Function):
             given[FACTORS] = factors
         if offset is not None:
             _write_offsets(program, saved, offset.detach())
+        _write_noises(program, saved, noises)
         program.run(inputs, given, numbers)
         memory.give(temporary)
         if program.backward is None:
@@ -242,14 +262,29 @@ class _Cell(torch.autograd.Function):
         learned = [
             piece.view(shape) if used else None for piece, (shape, used) in zip(pieces, program.learned, strict=False)
         ]
-        return None, *decided, None, *outward, *learned
+        return None, *decided, None, None, *outward, *learned
 
 
 def _write_offsets(program: Program, saved: Tensor, offset: Tensor) -> None:
     """Writes the edges' offsets as the constants of terms that have nothing else."""
-    size = program.signature.size
-    numbers = saved[: saved.numel() // size * size].view(program.dtype)
+    numbers, size = _numbers(program, saved), program.signature.size
     for edge, place, padded, channels in program.offsets:
         start = place // size + padded
         numbers[start : start + padded] = 0
         numbers[start : start + channels] = offset[edge]
+
+
+def _write_noises(program: Program, saved: Tensor, noises: Sequence[Tensor]) -> None:
+    """Writes what was drawn as the outputs of candidates."""
+    places = [draw.z for draw in program.draws if draw.z is not None]
+    for noise, z in zip(noises, places, strict=True):
+        start, batch = (z.address & ((1 << SHIFT) - 1)) // program.signature.size, len(noise)
+        count = batch * z.pixels * z.padded
+        images = _numbers(program, saved)[start : start + count].view(batch, z.height, z.width, z.padded)
+        images[..., z.channels :] = 0
+        images[..., : z.channels] = noise.permute(0, 2, 3, 1)
+
+
+def _numbers(program: Program, saved: Tensor) -> Tensor:
+    size = program.signature.size
+    return saved[: saved.numel() // size * size].view(program.dtype)

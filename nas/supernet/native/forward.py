@@ -8,10 +8,10 @@ import nas.supernet.native.nodes as nodes
 from nas.supernet.cell import MixedCell
 from nas.supernet.native.geometry import Geometry, channels_of
 from nas.supernet.native.layout import FIRST, OUTPUT, SHIFT, Place, images
-from nas.supernet.native.records import Norm, Signature, State, Step, Term, Use, once
+from nas.supernet.native.records import Draw, Norm, Signature, State, Step, Term, Use, once
 from nas.supernet.native.room import Room
 from nas.supernet.native.uses import Uses
-from nas.supernet.plan import Candidate, Chain, Identity, plan
+from nas.supernet.plan import Candidate, Chain, Identity, Noise, plan
 
 
 class Forward:
@@ -31,7 +31,6 @@ class Forward:
         self.room = Room(signature, norms, geometry)
         self.offsets: list[tuple[int, Norm]] = []
         self.imports: list[tuple[Place, int]] = []
-        self.factor_count = 0
         self.columns = max((len(edge) for edge in self.plan.candidates), default=0)
         self.uses = Uses(cell.name, self.room, self.columns, self.room.saved, self.room.pools)
         self._build()
@@ -60,7 +59,8 @@ class Forward:
         for n in graph.order:
             self.states[n] = self.room.state(self.cell.channels, height, width, self.room.saved)
         paths = signature.paths
-        self.uses.factors = self._factors()
+        drawn = self._drawn()
+        self.uses.factors = {place: i for i, place in enumerate(place for place, dropped in drawn if dropped)}
         for n in order:
             state = self.states[n]
             if n >= graph.inputs:
@@ -73,6 +73,7 @@ class Forward:
                     operations = self.plan.candidates[e]
                     state.uses += [Use(e, k, operations[k], target) for k in paths[e]]
             self.uses.run(state)
+        self.draws = [self._draw(*place, dropped) for place, dropped in drawn]
         self._export()
         self.room.pack(0)
 
@@ -96,18 +97,21 @@ class Forward:
         self.room.steps.append(Step(nodes.copy, (place,)))
         return state
 
-    def _factors(self) -> dict[tuple[int, int], int]:
-        """Returns the number of every candidate whose output is dropped at times, in the reference's order of draws."""
-        if not self.signature.factors:
-            return {}
-        found: dict[tuple[int, int], int] = {}
-        for n in self.cell.cell.order:
-            for e in self.plan.in_edges[n]:
-                for k in self.signature.paths[e]:
-                    if not isinstance(self.plan.candidates[e][k], Identity):
-                        found[e, k] = len(found)
-        self.factor_count = len(found)
+    def _drawn(self) -> list[tuple[tuple[int, int], bool]]:
+        """Returns the candidates that draw, in the reference's order, and whether their samples are dropped."""
+        found = []
+        for e in (e for n in self.cell.cell.order for e in self.plan.in_edges[n]):
+            for k in self.signature.paths[e]:
+                candidate = self.plan.candidates[e][k]
+                dropped = self.signature.factors and not isinstance(candidate, Identity)
+                if dropped or isinstance(candidate, Noise):
+                    found.append(((e, k), dropped))
         return found
+
+    def _draw(self, edge: int, candidate: int, dropped: bool) -> Draw:
+        operation, source = self.plan.candidates[edge][candidate], self.states[self.plan.sources[edge]]
+        noise = operation if isinstance(operation, Noise) else None
+        return Draw(noise, source.shape, self.uses.noises.get((edge, candidate)), dropped)
 
     def _offset(self, edge: int, state: State) -> Term:
         """Returns the term of an edge's offset; its b is written by the run itself."""

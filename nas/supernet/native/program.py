@@ -59,7 +59,7 @@ class Program:
         self.out_shape, self.imports = forward.out_shape, forward.imports
         self.saved_size, self.pools_start = forward.room.saved.most, forward.room.temporary.most
         self.temporary_size = self.pools_start + forward.room.pools.most
-        self.factor_count = forward.factor_count
+        self.draws = forward.draws
         self.offsets = [(e, norm.out & ((1 << SHIFT) - 1), norm.padded, norm.channels) for e, norm in forward.offsets]
         self.edges, self.columns = len(forward.plan.sources), forward.columns
         forward.close()

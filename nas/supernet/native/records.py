@@ -10,7 +10,7 @@ from torch import nn
 
 from nas.supernet.native.geometry import Taps
 from nas.supernet.native.layout import Place
-from nas.supernet.plan import Candidate, Chain, Pool, Stage, Sum
+from nas.supernet.plan import Candidate, Chain, Noise, Pool, Stage, Sum
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,23 @@ class Term:
     edge: int
     factor: int
     row: Row | None
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What a run draws for a candidate: its output if that is noise, then what scales its samples if it is dropped.
+
+    Attributes:
+        noise: The candidate; None if it is not noise.
+        reads: Shape (C, H, W) of the state that it reads.
+        z: Where its output goes.
+        dropped: Whether its samples are dropped.
+    """
+
+    noise: Noise | None
+    reads: tuple[int, int, int]
+    z: State | None
+    dropped: bool
 
 
 @dataclass(frozen=True)

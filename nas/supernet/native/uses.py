@@ -10,7 +10,7 @@ from nas.supernet.native.geometry import channels_of
 from nas.supernet.native.layout import FACTORS, SHIFT, Region
 from nas.supernet.native.records import Norm, Row, State, Step, Term, Use, parts_of_use
 from nas.supernet.native.room import Room
-from nas.supernet.plan import Chain, Identity, Nothing, Pool, Stage
+from nas.supernet.plan import Chain, Identity, Noise, Nothing, Pool, Stage
 
 
 class Uses:
@@ -26,6 +26,7 @@ class Uses:
 
     Attributes:
         factors: Of every candidate whose output is dropped at times, the number.
+        noises: Where the output of every candidate goes that is noise.
         scalars: Of every batch norm in order, the module (None: there is none) and the index of the weight.
         rows: All stages and pools.
     """
@@ -36,6 +37,7 @@ class Uses:
         self.name, self.room, self.columns, self.probing = name, room, columns, probing
         self.results, self.pools = results, pools
         self.factors: Mapping[tuple[int, int], int] = {}
+        self.noises: dict[tuple[int, int], State] = {}
         self.scalars: list[tuple[nn.BatchNorm2d | None, int]] = []
         self.rows: list[Row] = []
 
@@ -67,6 +69,10 @@ class Uses:
                 row = shared[key]
                 row.candidates.append(self.number(use))
                 free.append(self._term(use, row.result, operation.norm, row))
+            elif isinstance(operation, Noise):
+                z = self.room.state(*use.target.shape, self.results)
+                self.noises[use.edge, use.candidate] = z
+                free.append(self._term(use, z, None, None))
             else:
                 assert isinstance(operation, Nothing)
         while pending or free or shared:
