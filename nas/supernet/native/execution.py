@@ -31,7 +31,7 @@ from nas.supernet.native.layout import (
 )
 from nas.supernet.native.probes import Probes
 from nas.supernet.native.program import Program
-from nas.supernet.native.records import Signature
+from nas.supernet.native.records import Draw, Signature
 from nas.supernet.parts import run_in_parts
 from nas.supernet.plan import Candidate, Chain, Identity, Noise, Opaque, Plan, Sum, plan, reached
 
@@ -65,7 +65,7 @@ def run_cell(cell: MixedCell, inputs: Sequence[Tensor], selection: Selection) ->
         if len(known.programs) >= PROGRAMS:
             del known.programs[next(iter(known.programs))]
         known.programs[signature] = program
-    noises, factors = _draw(program, cell.drop_path, inputs[0])
+    noises, factors = _draw(program.draws, cell.drop_path, inputs[0])
     learned = [p for p, wanted in zip(parameters, signature.wanted, strict=True) if wanted]
     # What the decision cuts off has no gradient, not one of zeros, which would let momentum and weight decay act on it.
     read = [x if wanted else x.detach() for x, wanted in zip(inputs, signature.inputs, strict=True)]
@@ -137,10 +137,10 @@ def _is_direct(x: Tensor, size: int) -> bool:
     return x.shape[1] % unit(size) == 0 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _draw(program: Program, probability: float, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
+def _draw(draws: Sequence[Draw], probability: float, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
     """Draws the noises, and what scales each sample of every candidate that may be dropped, as the reference does."""
     noises, factors = [], []
-    for draw in program.draws:
+    for draw in draws:
         if draw.noise is not None:
             noises.append(draw.noise.module(x.new_empty(1).expand(len(x), *draw.reads)))
         if draw.dropped:
@@ -164,8 +164,6 @@ def _obstacle(
     probes = _probes(selection)
     for e, candidates in enumerate(known.candidates):
         for k in (*selection.paths[e], *(probes[e] if probes else ())):
-            if probes and isinstance(candidates[k], Noise):
-                return f"it does not probe where there is noise (cell {cell.name!r})"
             if _is_unknown(candidates[k]):
                 rows = zip(cell.cell.edges, known.candidates, strict=True)
                 pairs = [pair for edge, row in rows for pair in zip(edge.operations, row, strict=True)]
@@ -219,7 +217,7 @@ class _Cell(torch.autograd.Function):
             given[FACTORS] = factors
         if offset is not None:
             _write_offsets(program, saved, offset.detach())
-        _write_noises(program, saved, noises)
+        _write_noises(program, program.draws, saved, noises)
         program.run(inputs, given, numbers)
         memory.give(temporary)
         if program.backward is None:
@@ -247,6 +245,7 @@ class _Cell(torch.autograd.Function):
         given[PARAMETER_GRADIENTS] = flat
         if ctx.factors is not None:
             given[FACTORS] = ctx.factors
+        _write_noises(program, program.probe_draws, back, _draw(program.probe_draws, 0.0, gradient)[0])
         outward: list[Tensor | None] = []
         for i, (x, wanted) in enumerate(zip(inputs, program.reads, strict=True)):
             made = torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last) if wanted else None
@@ -274,17 +273,17 @@ def _write_offsets(program: Program, saved: Tensor, offset: Tensor) -> None:
         numbers[start : start + channels] = offset[edge]
 
 
-def _write_noises(program: Program, saved: Tensor, noises: Sequence[Tensor]) -> None:
+def _write_noises(program: Program, draws: Sequence[Draw], buffer: Tensor, noises: Sequence[Tensor]) -> None:
     """Writes what was drawn as the outputs of candidates."""
-    places = [draw.z for draw in program.draws if draw.z is not None]
+    places = [draw.z for draw in draws if draw.z is not None]
     for noise, z in zip(noises, places, strict=True):
         start, batch = (z.address & ((1 << SHIFT) - 1)) // program.signature.size, len(noise)
         count = batch * z.pixels * z.padded
-        images = _numbers(program, saved)[start : start + count].view(batch, z.height, z.width, z.padded)
+        images = _numbers(program, buffer)[start : start + count].view(batch, z.height, z.width, z.padded)
         images[..., z.channels :] = 0
         images[..., : z.channels] = noise.permute(0, 2, 3, 1)
 
 
-def _numbers(program: Program, saved: Tensor) -> Tensor:
+def _numbers(program: Program, buffer: Tensor) -> Tensor:
     size = program.signature.size
-    return saved[: saved.numel() // size * size].view(program.dtype)
+    return buffer[: buffer.numel() // size * size].view(program.dtype)

@@ -20,7 +20,7 @@ from nas.supernet.native.layout import (
     images,
 )
 from nas.supernet.native.probes import Probes
-from nas.supernet.native.records import Norm, Row, State, Step, last, modules_of, once, parts_of
+from nas.supernet.native.records import Draw, Norm, Row, State, Step, last, modules_of, once, parts_of
 from nas.supernet.plan import Noise, Nothing, Stage
 
 
@@ -37,6 +37,7 @@ class Backward:
         self.forward, self.signature, self.probes = forward, forward.signature, probes
         self.region, self.tables = Region(GRADIENTS, forward.room.size), Tables()
         self.steps: list[Step] = []
+        self.draws: list[Draw] = []
         self.places: dict[int, int] = {}
         self.wanted = [p for p, wanted in zip(parameters, self.signature.wanted, strict=True) if wanted]
         used = 0
@@ -72,7 +73,7 @@ class Backward:
                 base = (FIRST + len(forward.raw) + i) << SHIFT
                 state.gradient = base if direct else self.region.take(numbers)
         if self.probes is not None:
-            probed, first = self.probes.take(forward, self.region)
+            probed, first, self.draws = self.probes.take(forward, self.region)
             self.tables = Tables(first)
         self._import()
         self._find_again([rows for state in order for rows in state.levels])

@@ -17,9 +17,10 @@ import nas.supernet.native.nodes as nodes
 from nas.supernet.native.coefficients import finish, normalise
 from nas.supernet.native.forward import Forward
 from nas.supernet.native.layout import GRADIENTS, SAVED, SHIFT, Place, Region, Table
-from nas.supernet.native.records import Signature, State, Step, Term, Use
+from nas.supernet.native.records import Draw, Signature, State, Step, Term, Use
 from nas.supernet.native.room import Room
 from nas.supernet.native.uses import Uses
+from nas.supernet.plan import Noise
 
 KEPT = 4
 """Kinds of decision whose probes are kept with a cell."""
@@ -49,6 +50,7 @@ class Probes:
         self.candidates, self.results = candidates, Region(GRADIENTS, room.size)
         uses = Uses(forward.cell.name, room, forward.columns, self.results, self.results, probing=True)
         ends = self._build(forward, uses)
+        self.noises = uses.noises
         before = len(room.steps)
         room.pack(0, _readers(uses))
         self.kept, self.temporary = room.saved.most // room.size, room.temporary.most // room.size
@@ -89,8 +91,8 @@ class Probes:
             passes.append((step, number, np.array(scalars)))
         self.passes = [passes[start:end] for start, end in pairwise(bounds)]
 
-    def take(self, forward: Forward, region: Region) -> tuple[dict[int, list[Step]], Table]:
-        """Returns a decision's steps by the state that they read, and the numbers of their tables, which come first.
+    def take(self, forward: Forward, region: Region) -> tuple[dict[int, list[Step]], Table, list[Draw]]:
+        """Returns a decision's steps by the state that they read, the numbers that come before all tables', and draws.
 
         Args:
             forward: Of the decision; its states know where their gradients are.
@@ -102,7 +104,10 @@ class Probes:
                 chosen[[e * forward.columns + k for k in candidates]] = True
         rows = np.logical_or.reduceat(chosen[self.needed], self.starts)
         numbers = np.repeat(rows, self.widths)
-        whole: Table = self._addresses(forward, region)[self.tables.bases[numbers]] + self.tables.offsets[numbers]
+        addresses = self._addresses(forward, region)
+        whole: Table = addresses[self.tables.bases[numbers]] + self.tables.offsets[numbers]
+        drawn = [place for place in self.noises if chosen[place[0] * forward.columns + place[1]]]
+        draws = [self._draw(forward, *place, int(addresses[SAVED])) for place in drawn]
         counts = np.add.reduceat(rows, self.first_rows, dtype=np.int64)
         starts = np.cumsum([0, *(counts * self.columns)])
         places = [*zip(starts.tolist(), counts.tolist(), self.columns.tolist(), strict=False)]
@@ -113,7 +118,13 @@ class Probes:
                 if counts[i]:
                     first = self.first_rows[i]
                     steps.append(_step(step, places[i], scalars[rows[first : first + len(scalars)]]))
-        return found, whole
+        return found, whole, draws
+
+    def _draw(self, forward: Forward, edge: int, candidate: int, kept: int) -> Draw:
+        noise, z = forward.plan.candidates[edge][candidate], self.noises[edge, candidate]
+        assert isinstance(noise, Noise)
+        source = forward.states[forward.plan.sources[edge]]
+        return Draw(noise, source.shape, replace(z, address=z.address - (SAVED << SHIFT) + kept), False)
 
     def _addresses(self, forward: Forward, region: Region) -> Table:
         """Returns where a decision has everything, by number of base."""

@@ -55,6 +55,7 @@ class Program:
             self.backward, self.backward_steps, self.back_size = back.tables, back.steps, back.region.most
             self.backward.close()
             self.learned = [(p.shape, id(p) in back.touched) for p in back.wanted]
+            self.probe_draws = back.draws
             self.reads = [state.wanted for state in forward.raw]
         self.out_shape, self.imports = forward.out_shape, forward.imports
         self.saved_size, self.pools_start = forward.room.saved.most, forward.room.temporary.most

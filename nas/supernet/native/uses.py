@@ -70,7 +70,7 @@ class Uses:
                 row.candidates.append(self.number(use))
                 free.append(self._term(use, row.result, operation.norm, row))
             elif isinstance(operation, Noise):
-                z = self.room.state(*use.target.shape, self.results)
+                z = self.room.state(*use.target.shape, self.room.saved)
                 self.noises[use.edge, use.candidate] = z
                 free.append(self._term(use, z, None, None))
             else:
