@@ -435,7 +435,7 @@ def test_without_retraining_the_table_scores_and_random_search_still_pays(nas_co
     assert outcome.code == 0, outcome.err
     found = rows(tmp_path)
     known = {"regret", "table_test", "rank", "parameter_free"}
-    assert {*found["softmax_seed0"]["metrics"]} == {"supernet", "inherited", *known}
+    assert {*found["softmax_seed0"]["metrics"]} == {"supernet", "inherited", "parameter_free_mass", *known}
     assert {*found["random-search_seed0"]["metrics"]} == known
     assert not (tmp_path / "random-cell_seed0" / "retrain").exists()
     assert found["random-search_seed0"]["seconds"]["choice"] > 0

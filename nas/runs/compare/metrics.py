@@ -26,5 +26,8 @@ METRICS = {
     "inherited": Metric("accuracy on select of the derived network with inherited weights, in %", "higher"),
     "supernet": Metric("accuracy on select of the supernet, in %", "higher"),
     "parameter_free": Metric("edges of the derived cells that hold a candidate without parameters, in %", None),
+    "parameter_free_mass": Metric(
+        "probability that a finished search gives to candidates without parameters, mean of its edges, in %", None
+    ),
     "gap": Metric("search/eval gap: supernet minus retrained accuracy on select, in points", None),
 }

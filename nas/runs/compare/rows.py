@@ -11,8 +11,8 @@ from nas.errors import CheckpointError, DataError
 from nas.files import read_json
 from nas.runs.configuration import Config
 from nas.runs.folder import Run
-from nas.runs.watch.signals import parameter_free, share_without_parameters
-from nas.space import Genotype
+from nas.runs.search import SUMMARY
+from nas.runs.watch.signals import mass_without_parameters, parameter_free, share_without_parameters
 
 ROW, PLAN = "row.json", "sweep.json"
 """What a sweep leaves: the result of a run in that run's folder, and the list of its runs in its own."""
@@ -131,7 +131,7 @@ def read_row(run: Run) -> Row | None:
         metrics |= written["metrics"]
     else:
         with suppress(DataError):  # the images may be gone, and with them what is known of their size
-            metrics |= share_of_parameter_free(run.config, genotype)
+            metrics |= without_parameters(run)
     if report:  # `nas gap` in the folder of a sweep's run measures again; what it found is newer than the row
         metrics |= metrics_of(report)
     kind = cast(Kind, written["kind"]) if written else "search"
@@ -163,15 +163,21 @@ def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def share_of_parameter_free(config: Config, genotype: Genotype) -> dict[str, float]:
-    """Returns `parameter_free` of a genotype; nothing if none of its edges had the choice.
+def without_parameters(run: Run) -> dict[str, float]:
+    """Returns `parameter_free` of a run's genotype, and `parameter_free_mass` where logits were learned.
+
+    Either is missing if no edge had the choice.
 
     Raises:
         DataError: The dataset does not say how large its images are.
     """
-    space = config.space
-    share = share_without_parameters(genotype, space.cells, parameter_free(space, config.dataset.task()))
-    return {} if share is None else {"parameter_free": 100 * share}
+    space = run.config.space
+    free = parameter_free(space, run.config.dataset.task())
+    found = {"parameter_free": share_without_parameters(run.genotype(), space.cells, free)}
+    path = run.folder / SUMMARY
+    if path.is_file() and (searched := read_json(path))["watch"]["parameter_free"] is not None:
+        found["parameter_free_mass"] = mass_without_parameters(searched["edges"], free)
+    return {name: 100 * share for name, share in found.items() if share is not None}
 
 
 def table_metrics(entry: Mapping[str, Any]) -> dict[str, float]:

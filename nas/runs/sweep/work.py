@@ -10,7 +10,7 @@ from typing import Any, Literal
 from nas.derivation import discretise
 from nas.errors import Interrupted, LockedError, NasError
 from nas.files import read_json, write_json
-from nas.runs.compare.rows import ROW, failure, metrics_of, read_row, seconds_of, share_of_parameter_free, table_metrics
+from nas.runs.compare.rows import ROW, failure, metrics_of, read_row, seconds_of, table_metrics, without_parameters
 from nas.runs.derive import load_search
 from nas.runs.folder import STAGES, Run
 from nas.runs.gap import read_table, supernet_accuracies
@@ -81,7 +81,7 @@ def _row(planned: Planned) -> dict[str, Any]:
     stages = {"search": _search, "random cell": _random_cell, "random search": _random_search}[planned.kind]
     found, genotype = stages(run, planned), run.genotype()
     space = run.config.space
-    found["metrics"] |= share_of_parameter_free(run.config, genotype)
+    found["metrics"] |= without_parameters(run)
     if table := read_table(run.config):
         found["metrics"] |= (known := table_metrics(asdict(table.entry(space, genotype))))
         if known:

@@ -1,7 +1,8 @@
 """What logits say of a collapse: candidates without parameters, and decisions that are closed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,21 @@ def share_without_parameters(genotype: Genotype, cells: Mapping[str, Cell], free
             if offered[source, target] & free and offered[source, target] - free:
                 chosen.append(operation in free)
     return sum(chosen) / len(chosen) if chosen else None
+
+
+def mass_without_parameters(edges: Sequence[Mapping[str, Any]], free: frozenset[str]) -> float | None:
+    """Returns the mean probability of candidates of `free` over the edges that have the choice; None without any.
+
+    Args:
+        edges: Of a finished search, as `search.json` lists them.
+        free: See `parameter_free`.
+    """
+    masses = []
+    for edge in edges:
+        weights = edge["probabilities"]
+        if {*weights} & free and {*weights} - free:
+            masses.append(sum(value for name, value in weights.items() if name in free) / sum(weights.values()))
+    return sum(masses) / len(masses) if masses else None
 
 
 def relative_entropy(live: Mapping[str, Tensor], probabilities: Mapping[str, Tensor]) -> float | None:
