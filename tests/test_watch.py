@@ -18,6 +18,7 @@ from nas.derivation import discretise, strongest
 from nas.errors import ConfigError
 from nas.estimators import gumbel_softmax
 from nas.randomness import generator
+from nas.report.tables import show_search
 from nas.runs.derive import default_rule
 from nas.runs.folder import Run
 from nas.runs.search import BilevelSearch
@@ -741,3 +742,17 @@ def test_all_stages_follow_a_search_that_the_watch_ended(collapsing, tmp_path):
 def test_the_refusal_names_what_would_do(work):
     with pytest.raises(ConfigError, match="selector softmax, sigmoid or gumbel-softmax"):
         work(selector="gdas", watch={"eigenvalue": 2.0})
+
+
+def test_a_reader_is_told_if_the_logits_prefer_next_to_nothing(capsys):
+    def told(*probabilities: float, learned: bool = True) -> bool:
+        edge = {"cell": "a", "source": 0, "target": 1, "probabilities": dict(zip("xyz", probabilities, strict=False))}
+        alone = {**edge, "probabilities": {"x": 1.0}}  # without a choice
+        watch = {"parameter_free": 0.5 if learned else None, "fired": [], "ended": None}
+        show_search({"edges": [edge, alone], "entropy": 1.0, "select": 50.0, "watch": watch}, "folder")
+        return "next to nothing" in " ".join(capsys.readouterr().out.split())
+
+    assert told(0.34, 0.33, 0.33)
+    assert not told(0.4, 0.3, 0.3)
+    assert not told(0.34, 0.33, 0.33, learned=False)
+    assert not told(1.0)

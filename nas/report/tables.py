@@ -13,6 +13,9 @@ from nas.report.costs import benchmark_lines, cost_lines, expected_lines, rankin
 from nas.runs.retrain import Retrained
 from nas.runs.watch.messages import watch_notes
 
+LEAD = 0.05
+"""Mean difference of two probabilities below which a search has preferred next to nothing."""
+
 
 def show(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = (), left: bool = False
@@ -69,10 +72,25 @@ def show_search(found: Mapping[str, Any], folder: str) -> None:
     notes = [
         f"mean entropy per edge {found['entropy']:.3f} nats, supernet {found['select']:.2f}% on select; "
         f"derive a genotype with: nas derive {folder}",
+        *_lead(found),
         *watch_notes(found["watch"]),
         *expected_lines(found.get("cost", ())),
     ]
     show("The most probable candidates of each edge", ("cell and edge", "first", "second", "third"), rows, notes)
+
+
+def _lead(found: Mapping[str, Any]) -> list[str]:
+    """Says so if learned logits prefer nothing: a genotype follows from them all the same."""
+    ranked = [sorted(edge["probabilities"].values(), reverse=True) for edge in found["edges"]]
+    leads = [row[0] - row[1] for row in ranked if len(row) > 1]
+    if found["watch"]["parameter_free"] is None or not leads or mean(leads) >= LEAD:
+        return []
+    return [
+        f"the first candidate of an edge leads the second by {mean(leads):.3f} in probability, on average: the logits "
+        "prefer next to nothing, and what is derived may be chance. What helps: more search.epochs, a higher "
+        "search.logits.lr, or less of what keeps logits alike (beta-decay, search.entropy); nas derive --compare also "
+        "ranks by measuring"
+    ]
 
 
 def show_retrained(results: Sequence[Retrained], folder: str) -> None:
