@@ -21,8 +21,8 @@ class Signal:
 SIGNALS = {
     "parameter_free": Signal(
         "{:.0%} of the edges of the most probable genotype hold candidates without parameters",
-        "search.modifiers with perturbed-weights, oles or beta-decay, more images (dataset.limit), fewer "
-        "search.epochs, or a lower search.logits.lr",
+        "search.modifiers with perturbed-weights or oles, more images (dataset.limit), fewer search.epochs, or a lower "
+        "search.logits.lr",
     ),
     "entropy": Signal(
         "the decisions are closing early, their mean entropy is {:.1%} of its maximum",
