@@ -44,28 +44,52 @@ SMALL = {"space.channels": 8, "space.cells_per_stage": 1}
 FAST = {"search.logits.lr": 0.03}
 """Logits fast enough that a search of minutes goes as far as one of a day."""
 
+BLOCKS = 40
+"""Points of a curve."""
+
 CURES = "search.modifiers=[],beta-decay,perturbed-weights"
 MORE = f"{CURES},partial-channels,oles"
 CELLS = {"space.channels": 8, "space.depth": 3, "space.nodes": 2, **FAST}
+
+
+def few(images: int, steps: int) -> Mapping[str, object]:
+    """Returns the settings of a search on so few images that the weights overfit, as in a long published one."""
+    epochs = steps * 64 // images
+    limits = {"dataset.limit": images, "search.epochs": epochs, "search.evaluate_every": epochs // 3}
+    return {**CELLS, **limits, "retrain.epochs": 160 * 64 // images}
+
+
+def sweep(space: str, modifiers: str) -> Sequence[str]:
+    return ["--space", space, "--selectors", "softmax", "--vary", modifiers, "--seeds", "3"]
+
+
 SWEEPS: Mapping[str, tuple[str, Sequence[str], Mapping[str, object], str]] = {
     "cures": (
-        "NAS-Bench-201, 5,120 steps",
-        ["--space", "nas-bench-201", "--selectors", "softmax", "--vary", CURES, "--seeds", "3", "--no-retrain"],
+        "NAS-Bench-201, 5,120 steps on 5,120 images",
+        [*sweep("nas-bench-201", CURES), "--no-retrain"],
         {**SMALL, **FAST, "search.epochs": 64},
         "regret",
     ),
-    "s2": (
-        "S2, two nodes, 3,200 steps",
-        ["--space", "darts-s2", "--selectors", "softmax", "--vary", MORE, "--seeds", "3"],
+    "s2-more": (
+        "S2, 3,200 steps on 5,120 images",
+        sweep("darts-s2", CURES),
         {**CELLS, "search.epochs": 40},
         "parameter_free",
     ),
-    "s4": (
-        "S4, two nodes, 3,200 steps",
-        ["--space", "darts-s4", "--selectors", "softmax", "--vary", MORE, "--seeds", "3"],
-        {**CELLS, "search.epochs": 40},
+    "s2-long": (
+        "S2, 6,400 steps on 5,120 images",
+        sweep("darts-s2", "search.modifiers=[],perturbed-weights,oles"),
+        {**CELLS, "search.epochs": 80},
         "parameter_free",
     ),
+    "s2": ("S2, 2,400 steps on 1,280 images", sweep("darts-s2", MORE), few(1280, 2400), "parameter_free"),
+    "s4-more": (
+        "S4, 1,600 steps on 5,120 images",
+        sweep("darts-s4", CURES),
+        {**CELLS, "search.epochs": 20},
+        "parameter_free",
+    ),
+    "s4": ("S4, 1,600 steps on 320 images", sweep("darts-s4", MORE), few(320, 1600), "parameter_free"),
 }
 """Title, arguments, settings, and by what the runs are compared; all of them share `COMMON`."""
 
@@ -89,7 +113,7 @@ def folder(name: str, arguments: argparse.Namespace) -> Path:
 def collect(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns what a sweep showed: comparisons by each metric, signals of the watch, curves, and CPU hours."""
     gathered = gather([folder(name, arguments)])
-    metrics = ["regret", "parameter_free", "supernet", "retrained"]
+    metrics = ["regret", "parameter_free", "parameter_free_mass", "supernet", "retrained"]
     known = [metric for metric in metrics if any(metric in row.metrics for row in gathered.rows)]
     return {
         "comparisons": {metric: compare(gathered, metric) for metric in known},
@@ -145,14 +169,22 @@ def table(name: str) -> str:
             f"{row['search_seconds']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    shown = [by_metric[each] for each in dict.fromkeys([metric, "parameter_free"]) if each in by_metric]
+    shown = [
+        by_metric[each]
+        for each in dict.fromkeys([metric, "parameter_free", "parameter_free_mass"])
+        if each in by_metric
+    ]
     lines += ["", *(line for each in shown for line in _statements(each))]
     lines += [f"CPU hours of the sweep: {found['cpu_hours']:.1f}."]
     return "\n".join(lines).replace("search.modifiers=", "")
 
 
 def _words(metric: str) -> str:
-    words = {"regret": "table regret, points", "parameter_free": "edges without parameters, %"}
+    words = {
+        "regret": "table regret, points",
+        "parameter_free": "edges without parameters, %",
+        "parameter_free_mass": "their probability, %",
+    }
     return words.get(metric, f"{metric}, % on `select`")
 
 
@@ -191,23 +223,36 @@ def plot(names: Sequence[str]) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.4), sharey=True, squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        for place, (label, runs) in enumerate(sorted(read_json(RESULTS / f"{name}.json")["curves"].items())):
-            colour = f"C{place}"
-            epochs = range(1, 1 + min(map(len, runs)))
+    rows = -(-len(names) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(12, 3.2 * rows), sharex=True, sharey=True, squeeze=False)
+    colours: dict[str, Any] = {}
+    for axis, name in zip(axes.flat, names, strict=False):
+        for label, runs in read_json(RESULTS / f"{name}.json")["curves"].items():
+            colour = f"C{[*colours].index(label) if label in colours else len(colours)}"
+            average = [100 * mean(run[_at(place, run)] for run in runs) for place in range(BLOCKS)]
+            places = [(place + 1) / BLOCKS for place in range(BLOCKS)]
             for run in runs:
-                axis.plot(epochs, [100 * run[epoch - 1] for epoch in epochs], color=colour, alpha=0.25, linewidth=0.8)
-            average = [100 * mean(run[epoch - 1] for run in runs) for epoch in epochs]
-            axis.plot(epochs, average, color=colour, linewidth=2, label=label.removeprefix("softmax "))
+                curve = [100 * run[_at(place, run)] for place in range(BLOCKS)]
+                axis.plot(places, curve, color=colour, alpha=0.25, linewidth=0.8)
+            colours[label] = axis.plot(places, average, color=colour, linewidth=2)[0]
         axis.set_title(SWEEPS[name][0], fontsize=10)
-        axis.set_xlabel("epoch of 80 steps")
+        axis.set_xlabel("share of the search")
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("edges without parameters, %")
+        axis.tick_params(labelbottom=True)
+    for row in axes:
+        row[0].set_ylabel("edges without parameters, %")
     axes[0][0].set_ylim(0, 102)
-    axes[0][-1].legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    figure.tight_layout()
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    names_of = [label.removeprefix("softmax ") for label in colours]
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.legend([*colours.values()], names_of, frameon=False, loc="lower center", ncols=len(colours))
     figure.savefig(RESULTS / "drift.png", dpi=110)
+
+
+def _at(place: int, run: Sequence[float]) -> int:
+    """Returns the epoch in the end of a block of a search."""
+    return max((place + 1) * len(run) // BLOCKS - 1, 0)
 
 
 def main() -> None:

@@ -32,7 +32,8 @@ class BetaDecay(Modifier):
     """Beta-DARTS: an architecture step also descends the edges' mean logsumexp(logits), times a growing weight.
 
     Its gradient is softmax(logits), the strongest candidate's logit falls most: values and differences of the logits
-    stay small. Candidates that are masked or dropped do not count. For entropy there is `search.entropy`.
+    stay small. Candidates that are masked or dropped do not count. For entropy there is `search.entropy`. Where a
+    growing weight outweighs the loss, Adam can come to prefer what the loss likes least: see `experiments/verdict`.
 
     Source: Ye et al., 2022, arXiv:2203.01665.
 
