@@ -513,14 +513,14 @@ def test_plain_runs_have_the_share_of_edges_without_parameters(tmp_path):
 
 
 def test_the_mass_without_parameters_is_the_mean_over_edges_that_have_the_choice(tmp_path):
-    run = Run.open(make(tmp_path / "a"))
     edges = [
         {"none": 0.1, "skip_connect": 0.2, "nor_conv_3x3": 0.7},
         {"avg_pool_3x3": 1.0, "nor_conv_1x1": 3.0},  # independent weights of a sigmoid: shares of their sum
         {"none": 0.5, "skip_connect": 0.5},  # no choice
     ]
-    for learned, mass in ((0.5, pytest.approx(100 * (0.3 + 0.25) / 2)), (None, None)):
-        searched = {"edges": [{"probabilities": each} for each in edges], "watch": {"parameter_free": learned}}
+    for selector, mass in (("softmax", pytest.approx(100 * (0.3 + 0.25) / 2)), ("uniform", None)):
+        run = Run.open(make(tmp_path / selector, selector=selector))
+        searched = {"edges": [{"probabilities": each} for each in edges]}
         (run.folder / "search.json").write_text(json.dumps(searched))
         assert read_row(run).metrics.get("parameter_free_mass") == mass
 

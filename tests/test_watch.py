@@ -748,8 +748,8 @@ def test_a_reader_is_told_if_the_logits_prefer_next_to_nothing(capsys):
     def told(*probabilities: float, learned: bool = True) -> bool:
         edge = {"cell": "a", "source": 0, "target": 1, "probabilities": dict(zip("xyz", probabilities, strict=False))}
         alone = {**edge, "probabilities": {"x": 1.0}}  # without a choice
-        watch = {"parameter_free": 0.5 if learned else None, "fired": [], "ended": None}
-        show_search({"edges": [edge, alone], "entropy": 1.0, "select": 50.0, "watch": watch}, "folder")
+        found = {"edges": [edge, alone], "entropy": 1.0, "select": 50.0, "watch": {"parameter_free": None}}
+        show_search(found, "folder", learned=learned)
         return "next to nothing" in " ".join(capsys.readouterr().out.split())
 
     assert told(0.34, 0.33, 0.33)

@@ -26,10 +26,12 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 NAS = Path(sys.executable).with_name("nas")
 
+BATCH = 64
+
 COMMON = {
     "dataset.limit": 5120,
     "dataset.select_fraction": 0.04,
-    "search.batch_size": 64,
+    "search.batch_size": BATCH,
     "search.evaluate_every": 10,
     "evaluation.calibration_batches": 2,
     "retrain.epochs": 2,
@@ -44,19 +46,16 @@ SMALL = {"space.channels": 8, "space.cells_per_stage": 1}
 FAST = {"search.logits.lr": 0.03}
 """Logits fast enough that a search of minutes goes as far as one of a day."""
 
-BLOCKS = 40
-"""Points of a curve."""
-
 CURES = "search.modifiers=[],beta-decay,perturbed-weights"
 MORE = f"{CURES},partial-channels,oles"
 CELLS = {"space.channels": 8, "space.depth": 3, "space.nodes": 2, **FAST}
 
 
 def few(images: int, steps: int) -> Mapping[str, object]:
-    """Returns the settings of a search on so few images that the weights overfit, as in a long published one."""
-    epochs = steps * 64 // images
+    """Returns the settings of a search on so few images that the weights overfit."""
+    epochs = steps * BATCH // images
     limits = {"dataset.limit": images, "search.epochs": epochs, "search.evaluate_every": epochs // 3}
-    return {**CELLS, **limits, "retrain.epochs": 160 * 64 // images}
+    return {**CELLS, **limits, "retrain.epochs": 160 * BATCH // images}
 
 
 def sweep(space: str, modifiers: str) -> Sequence[str]:
@@ -225,16 +224,15 @@ def plot(names: Sequence[str]) -> None:
 
     rows = -(-len(names) // 3)
     figure, axes = plt.subplots(rows, 3, figsize=(12, 3.2 * rows), sharex=True, sharey=True, squeeze=False)
-    colours: dict[str, Any] = {}
+    lines: dict[str, Any] = {}
     for axis, name in zip(axes.flat, names, strict=False):
         for label, runs in read_json(RESULTS / f"{name}.json")["curves"].items():
-            colour = f"C{[*colours].index(label) if label in colours else len(colours)}"
-            average = [100 * mean(run[_at(place, run)] for run in runs) for place in range(BLOCKS)]
-            places = [(place + 1) / BLOCKS for place in range(BLOCKS)]
+            colour = lines[label].get_color() if label in lines else f"C{len(lines)}"
+            shares = [100 * value for value in map(mean, zip(*runs, strict=True))]
+            progress = [(epoch + 1) / len(shares) for epoch in range(len(shares))]
             for run in runs:
-                curve = [100 * run[_at(place, run)] for place in range(BLOCKS)]
-                axis.plot(places, curve, color=colour, alpha=0.25, linewidth=0.8)
-            colours[label] = axis.plot(places, average, color=colour, linewidth=2)[0]
+                axis.plot(progress, [100 * value for value in run], color=colour, alpha=0.25, linewidth=0.8)
+            lines[label] = axis.plot(progress, shares, color=colour, linewidth=2)[0]
         axis.set_title(SWEEPS[name][0], fontsize=10)
         axis.set_xlabel("share of the search")
         axis.grid(alpha=0.3)
@@ -244,15 +242,10 @@ def plot(names: Sequence[str]) -> None:
     axes[0][0].set_ylim(0, 102)
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
-    names_of = [label.removeprefix("softmax ") for label in colours]
+    labels = [label.removeprefix("softmax ") for label in lines]
     figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.legend([*colours.values()], names_of, frameon=False, loc="lower center", ncols=len(colours))
+    figure.legend([*lines.values()], labels, frameon=False, loc="lower center", ncols=len(lines))
     figure.savefig(RESULTS / "drift.png", dpi=110)
-
-
-def _at(place: int, run: Sequence[float]) -> int:
-    """Returns the epoch in the end of a block of a search."""
-    return max((place + 1) * len(run) // BLOCKS - 1, 0)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ def show_result(run: Run, stage: str, as_json: bool) -> None:
         if as_json:
             print_json({**found, "folder": folder})
         else:
-            show_search(found, folder)
+            show_search(found, folder, learned=run.config.selector.learns)
     elif stage == "derive":
         written = read_json(run.folder / PRODUCTS["derive"])
         if as_json:

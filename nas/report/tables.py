@@ -62,7 +62,7 @@ def show_gap(report: Mapping[str, Any], folder: str) -> None:
     show("Search/eval gap: accuracy in %, mean ± deviation", ("", "select", "test"), rows, [n for n in notes if n])
 
 
-def show_search(found: Mapping[str, Any], folder: str) -> None:
+def show_search(found: Mapping[str, Any], folder: str, *, learned: bool) -> None:
     """Prints what the logits prefer after a search."""
     rows = []
     for edge in found["edges"]:
@@ -72,7 +72,7 @@ def show_search(found: Mapping[str, Any], folder: str) -> None:
     notes = [
         f"mean entropy per edge {found['entropy']:.3f} nats, supernet {found['select']:.2f}% on select; "
         f"derive a genotype with: nas derive {folder}",
-        *_lead(found),
+        *(_lead(found) if learned else []),
         *watch_notes(found["watch"]),
         *expected_lines(found.get("cost", ())),
     ]
@@ -80,10 +80,10 @@ def show_search(found: Mapping[str, Any], folder: str) -> None:
 
 
 def _lead(found: Mapping[str, Any]) -> list[str]:
-    """Says so if learned logits prefer nothing: a genotype follows from them all the same."""
+    """Says so if the logits prefer next to nothing: a genotype follows from them all the same."""
     ranked = [sorted(edge["probabilities"].values(), reverse=True) for edge in found["edges"]]
     leads = [row[0] - row[1] for row in ranked if len(row) > 1]
-    if found["watch"]["parameter_free"] is None or not leads or mean(leads) >= LEAD:
+    if not leads or mean(leads) >= LEAD:
         return []
     return [
         f"the first candidate of an edge leads the second by {mean(leads):.3f} in probability, on average: the logits "

@@ -91,6 +91,9 @@ class Sum(Opaque):
     parts: tuple[Chain, ...]
 
 
+Unread = Nothing | Noise
+"""What gives its input no gradient."""
+
 Candidate = Chain | Pool | Identity | Nothing | Opaque
 
 
@@ -135,7 +138,7 @@ def reached(cell: Cell, plan: Plan, paths: Sequence[Sequence[int]]) -> frozenset
     for node in reversed(cell.order):
         if node in found:
             for e in plan.in_edges[node]:
-                if any(not isinstance(plan.candidates[e][k], Nothing | Noise) for k in paths[e]):
+                if any(not isinstance(plan.candidates[e][k], Unread) for k in paths[e]):
                     found.add(plan.sources[e])
     return frozenset(found)
 

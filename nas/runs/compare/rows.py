@@ -175,8 +175,8 @@ def without_parameters(run: Run) -> dict[str, float]:
     free = parameter_free(space, run.config.dataset.task())
     found = {"parameter_free": share_without_parameters(run.genotype(), space.cells, free)}
     path = run.folder / SUMMARY
-    if path.is_file() and (searched := read_json(path))["watch"]["parameter_free"] is not None:
-        found["parameter_free_mass"] = mass_without_parameters(searched["edges"], free)
+    if run.config.selector.learns and path.is_file():
+        found["parameter_free_mass"] = mass_without_parameters(read_json(path)["edges"], free)
     return {name: 100 * share for name, share in found.items() if share is not None}
 
 

@@ -26,8 +26,8 @@ from nas.supernet.native.layout import (
     OUTPUT_GRADIENT,
     PARAMETER_GRADIENTS,
     SAVED,
-    SHIFT,
     TEMPORARY,
+    within,
 )
 from nas.supernet.native.probes import Probes
 from nas.supernet.native.program import Program
@@ -277,7 +277,7 @@ def _write_noises(program: Program, draws: Sequence[Draw], buffer: Tensor, noise
     """Writes what was drawn as the outputs of candidates."""
     places = [draw.z for draw in draws if draw.z is not None]
     for noise, z in zip(noises, places, strict=True):
-        start, batch = (z.address & ((1 << SHIFT) - 1)) // program.signature.size, len(noise)
+        start, batch = within(z.address) // program.signature.size, len(noise)
         count = batch * z.pixels * z.padded
         images = _numbers(program, buffer)[start : start + count].view(batch, z.height, z.width, z.padded)
         images[..., z.channels :] = 0

@@ -73,7 +73,7 @@ class Forward:
                     operations = self.plan.candidates[e]
                     state.uses += [Use(e, k, operations[k], target) for k in paths[e]]
             self.uses.run(state)
-        self.draws = [self._draw(*place, dropped) for place, dropped in drawn]
+        self.draws = [self.draw(place, self.uses.noises.get(place), dropped=dropped) for place, dropped in drawn]
         self._export()
         self.room.pack(0)
 
@@ -108,10 +108,11 @@ class Forward:
                     found.append(((e, k), dropped))
         return found
 
-    def _draw(self, edge: int, candidate: int, dropped: bool) -> Draw:
+    def draw(self, place: tuple[int, int], z: State | None, *, dropped: bool = False) -> Draw:
+        """Returns what is drawn for a candidate, by its edge and number; its output, if it is noise, goes to z."""
+        edge, candidate = place
         operation, source = self.plan.candidates[edge][candidate], self.states[self.plan.sources[edge]]
-        noise = operation if isinstance(operation, Noise) else None
-        return Draw(noise, source.shape, self.uses.noises.get((edge, candidate)), dropped)
+        return Draw(operation if isinstance(operation, Noise) else None, source.shape, z, dropped)
 
     def _offset(self, edge: int, state: State) -> Term:
         """Returns the term of an edge's offset; its b is written by the run itself."""

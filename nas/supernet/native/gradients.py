@@ -21,7 +21,7 @@ from nas.supernet.native.layout import (
 )
 from nas.supernet.native.probes import Probes
 from nas.supernet.native.records import Draw, Norm, Row, State, Step, last, modules_of, once, parts_of
-from nas.supernet.plan import Noise, Nothing, Stage
+from nas.supernet.plan import Stage, Unread
 
 
 class Backward:
@@ -63,7 +63,7 @@ class Backward:
                 use.target.wanted |= mine or state.wanted or any(map(self.wants, modules_of(use)))
         reached = {id(forward.states[n]) for n in forward.cell.cell.outputs}
         for state in reversed(order):  # what no output depends on has no gradient, not a gradient of zero
-            if any(id(use.target) in reached and not isinstance(use.operation, Nothing | Noise) for use in state.uses):
+            if any(id(use.target) in reached and not isinstance(use.operation, Unread) for use in state.uses):
                 reached.add(id(state))
         for i, state in enumerate(order):
             state.wanted &= id(state) in reached

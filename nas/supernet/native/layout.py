@@ -25,6 +25,11 @@ Place = tuple[int, int, int]
 """Where a table is in all tables of a run: start, rows, columns."""
 
 
+def within(address: int) -> int:
+    """Returns an address's offset from its base, in bytes."""
+    return address & ((1 << SHIFT) - 1)
+
+
 def images(address: int, image: int, channels: int, width: int) -> list[int]:
     """Returns what a row of `nodes.copy` says of channels-last images: address, and strides."""
     return [address, image, 1, channels * width, channels]

@@ -16,11 +16,10 @@ from torch import nn
 import nas.supernet.native.nodes as nodes
 from nas.supernet.native.coefficients import finish, normalise
 from nas.supernet.native.forward import Forward
-from nas.supernet.native.layout import GRADIENTS, SAVED, SHIFT, Place, Region, Table
+from nas.supernet.native.layout import GRADIENTS, SAVED, SHIFT, Place, Region, Table, within
 from nas.supernet.native.records import Draw, Signature, State, Step, Term, Use
 from nas.supernet.native.room import Room
 from nas.supernet.native.uses import Uses
-from nas.supernet.plan import Noise
 
 KEPT = 4
 """Kinds of decision whose probes are kept with a cell."""
@@ -106,8 +105,11 @@ class Probes:
         numbers = np.repeat(rows, self.widths)
         addresses = self._addresses(forward, region)
         whole: Table = addresses[self.tables.bases[numbers]] + self.tables.offsets[numbers]
-        drawn = [place for place in self.noises if chosen[place[0] * forward.columns + place[1]]]
-        draws = [self._draw(forward, *place, int(addresses[SAVED])) for place in drawn]
+        draws = [
+            forward.draw((e, k), replace(z, address=int(addresses[SAVED]) + within(z.address)))
+            for (e, k), z in self.noises.items()
+            if chosen[e * forward.columns + k]
+        ]
         counts = np.add.reduceat(rows, self.first_rows, dtype=np.int64)
         starts = np.cumsum([0, *(counts * self.columns)])
         places = [*zip(starts.tolist(), counts.tolist(), self.columns.tolist(), strict=False)]
@@ -119,12 +121,6 @@ class Probes:
                     first = self.first_rows[i]
                     steps.append(_step(step, places[i], scalars[rows[first : first + len(scalars)]]))
         return found, whole, draws
-
-    def _draw(self, forward: Forward, edge: int, candidate: int, kept: int) -> Draw:
-        noise, z = forward.plan.candidates[edge][candidate], self.noises[edge, candidate]
-        assert isinstance(noise, Noise)
-        source = forward.states[forward.plan.sources[edge]]
-        return Draw(noise, source.shape, replace(z, address=z.address - (SAVED << SHIFT) + kept), False)
 
     def _addresses(self, forward: Forward, region: Region) -> Table:
         """Returns where a decision has everything, by number of base."""

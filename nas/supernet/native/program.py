@@ -15,7 +15,7 @@ from nas.supernet.cell import MixedCell
 from nas.supernet.native.forward import Forward
 from nas.supernet.native.geometry import Geometry
 from nas.supernet.native.gradients import Backward
-from nas.supernet.native.layout import CONSTANTS, FIRST, POOLS, SHIFT, TEMPORARY, WORK, Table, Tables
+from nas.supernet.native.layout import CONSTANTS, FIRST, POOLS, TEMPORARY, WORK, Table, Tables, within
 from nas.supernet.native.probes import Probes, probes_of
 from nas.supernet.native.records import Run, Signature, Step
 
@@ -61,7 +61,7 @@ class Program:
         self.saved_size, self.pools_start = forward.room.saved.most, forward.room.temporary.most
         self.temporary_size = self.pools_start + forward.room.pools.most
         self.draws = forward.draws
-        self.offsets = [(e, norm.out & ((1 << SHIFT) - 1), norm.padded, norm.channels) for e, norm in forward.offsets]
+        self.offsets = [(e, within(norm.out), norm.padded, norm.channels) for e, norm in forward.offsets]
         self.edges, self.columns = len(forward.plan.sources), forward.columns
         forward.close()
         self.work = geometry.work()
